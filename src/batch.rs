@@ -315,13 +315,16 @@ struct StampRun {
     count: u32,
 }
 
-/// The stamps of a batch's payloads, and the requests that wait for its outcome.
+/// The stamps of a batch's payloads, the requests that wait for its outcome, and the traces of its
+/// requests.
 #[derive(Default)]
 struct Roster {
     /// The stamp of each payload, in the order of the lines; empty for spooled payloads.
     stamps: Vec<StampRun>,
     /// The requests that wait for the store, each with its number of payloads in the batch.
     request_outcomes: Vec<(Rc<RequestOutcome>, u32)>,
+    /// The first different trace contexts, at most [`TRACES_MAX`]. Mostly requests have none.
+    traces: Vec<Box<str>>,
 }
 
 impl Roster {
@@ -347,9 +350,20 @@ impl Roster {
         }
     }
 
+    /// The trace of a request, if it has one.
+    #[inline]
+    fn note_trace(&mut self, values: &RequestValues) {
+        let Some(trace) = values.trace() else { return };
+        if self.traces.len() < TRACES_MAX && !self.traces.iter().any(|known| **known == *trace) {
+            self.traces.push(trace.into());
+        }
+    }
+
     fn memory(&self) -> usize {
         self.stamps.capacity() * size_of::<StampRun>()
             + self.request_outcomes.capacity() * size_of::<(Rc<RequestOutcome>, u32)>()
+            + self.traces.capacity() * size_of::<Box<str>>()
+            + self.traces.iter().map(|trace| trace.len()).sum::<usize>()
     }
 
     fn stamps(&self) -> impl Iterator<Item = Stamp> {
@@ -357,33 +371,6 @@ impl Roster {
             let Stamp { unix_nanos, seq } = run.first;
             (seq..seq + u64::from(run.count)).map(move |seq| Stamp { unix_nanos, seq })
         })
-    }
-}
-
-/// The first trace contexts of a batch's requests, at most [`TRACES_MAX`].
-#[derive(Default)]
-struct Traces(Vec<Box<str>>);
-
-impl Traces {
-    /// Notes the trace of a request, if it has one.
-    #[inline]
-    fn note(&mut self, values: &RequestValues) {
-        if let Some(trace) = values.trace() {
-            self.note_new(trace);
-        }
-    }
-
-    #[cold]
-    fn note_new(&mut self, trace: &str) {
-        if self.0.len() < TRACES_MAX && !self.0.iter().any(|known| **known == *trace) {
-            self.0.push(trace.into());
-        }
-    }
-
-    /// Bytes that they take.
-    fn memory(&self) -> usize {
-        self.0.capacity() * size_of::<Box<str>>()
-            + self.0.iter().map(|trace| trace.len()).sum::<usize>()
     }
 }
 
@@ -404,7 +391,6 @@ pub struct Batch {
     roster: Roster,
     /// What keys use of its payloads' requests; see `OpenBatch`.
     values: RequestValues,
-    traces: Traces,
     shared: Rc<EncoderShared>,
     _charge: Option<Charge>,
 }
@@ -440,7 +426,6 @@ impl Batch {
             kind: BatchKind::SingleObject(job),
             roster: Roster::default(),
             values: RequestValues::default(),
-            traces: Traces::default(),
             shared: batches.shared.clone(),
             _charge: Some(charge),
         }
@@ -469,7 +454,6 @@ impl Batch {
             kind: BatchKind::Restored,
             roster: Roster::default(),
             values: RequestValues::default(),
-            traces: Traces::default(),
             shared,
             _charge: None,
         }
@@ -486,7 +470,7 @@ impl Batch {
             BatchKind::SingleObject(job) => job.payload.values().trace(),
             BatchKind::Memory | BatchKind::Spooled(_) | BatchKind::Restored => None,
         };
-        self.traces.0.iter().map(|trace| &**trace).chain(of_single)
+        self.roster.traces.iter().map(|trace| &**trace).chain(of_single)
     }
 
     pub fn key(&self) -> &str {

@@ -15,6 +15,7 @@ use clap::{Arg, ArgAction, ArgMatches};
 use clap_complete::Shell;
 
 use crate::commands::check::CheckOptions;
+use crate::commands::dead_letters::LetterFilter;
 use crate::commands::debug_bundle::{BundleOptions, TIME_MAX};
 use crate::commands::tap::TapOptions;
 use crate::commands::top::TopOptions;
@@ -41,9 +42,18 @@ pub enum Command {
     /// Print a completion script.
     Completion { shell: Shell },
     /// List the dead letters.
-    DeadLetterLs,
+    DeadLetterLs { filter: LetterFilter },
+    /// Print what is known of dead letters, or their objects.
+    DeadLetterShow {
+        keys: Vec<String>,
+        /// The objects' bytes instead.
+        payload: bool,
+    },
+    /// Remove dead letters.
+    DeadLetterRm { filter: LetterFilter },
     /// Upload dead letters again under their recorded keys.
     DeadLetterReplay {
+        filter: LetterFilter,
         /// Also dead letters recorded for a store other than the configured one.
         any_store: bool,
     },
@@ -134,11 +144,21 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, cla
             (Command::Top(TopOptions { url: matches.get_one(URL).cloned(), every }), matches)
         }
         Some(("dead-letter", dead_letter)) => match dead_letter.subcommand() {
-            Some(("ls", matches)) => (Command::DeadLetterLs, matches),
-            Some(("replay", matches)) => {
-                (Command::DeadLetterReplay { any_store: matches.get_flag(ANY_STORE) }, matches)
+            Some(("ls", matches)) => {
+                (Command::DeadLetterLs { filter: letter_filter(matches) }, matches)
             }
-            other => unreachable!("clap requires ls or replay, not {other:?}"),
+            Some(("show", matches)) => {
+                let LetterFilter { keys, .. } = letter_filter(matches);
+                (Command::DeadLetterShow { keys, payload: matches.get_flag(PAYLOAD) }, matches)
+            }
+            Some(("rm", matches)) => {
+                (Command::DeadLetterRm { filter: letter_filter(matches) }, matches)
+            }
+            Some(("replay", matches)) => {
+                let (filter, any_store) = (letter_filter(matches), matches.get_flag(ANY_STORE));
+                (Command::DeadLetterReplay { filter, any_store }, matches)
+            }
+            other => unreachable!("clap refuses {other:?}"),
         },
         Some(("spool", spool)) => {
             let (name, matches) = spool.subcommand().expect("clap requires one");
@@ -154,6 +174,18 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, cla
         Some(other) => unreachable!("clap refuses {other:?}"),
     };
     Ok(Invocation { command, flags: flags(matches) })
+}
+
+/// Which dead letters are meant. Not every command has every part.
+fn letter_filter(matches: &ArgMatches) -> LetterFilter {
+    let keys = matches.try_get_many::<String>(KEYS).ok().flatten();
+    let error = matches.try_get_one::<String>(ERROR).ok().flatten();
+    let older = matches.try_get_one::<Duration>(OLDER).ok().flatten();
+    LetterFilter {
+        keys: keys.into_iter().flatten().cloned().collect(),
+        error: error.cloned(),
+        older: older.copied(),
+    }
 }
 
 fn flags(matches: &ArgMatches) -> Flags {
@@ -186,6 +218,11 @@ const SECONDS: &str = "SECONDS";
 const SHELL: &str = "SHELL";
 /// The id of `--any-store`.
 const ANY_STORE: &str = "ANY_STORE";
+/// The ids of what selects dead letters, and of `show --payload`.
+const KEYS: &str = "KEYS";
+const ERROR: &str = "ERROR";
+const OLDER: &str = "OLDER";
+const PAYLOAD: &str = "PAYLOAD";
 /// The id of `--all`.
 const ALL: &str = "ALL";
 /// The id of `--rate`.
@@ -389,10 +426,48 @@ fn dead_letter_command() -> clap::Command {
         .long("any-store")
         .action(ArgAction::SetTrue)
         .help("Also those recorded for a store other than STORE");
+    let only = Reads::Only(DEAD_LETTERS);
+    let error = || {
+        let help = "Only those whose error has this text in it, in any case: AccessDenied";
+        Arg::new(ERROR).long("error").value_name("TEXT").help(help)
+    };
+    let older = || {
+        let help = "Only those abandoned at least this long ago: 90m, 7d";
+        let parse = |text: &str| humantime::parse_duration(text).map_err(|error| error.to_string());
+        Arg::new(OLDER).long("older").value_name("TIME").value_parser(parse).help(help)
+    };
+    let keys = |help: &'static str| {
+        Arg::new(KEYS).value_name("KEY").action(ArgAction::Append).num_args(1..).help(help)
+    };
+    let payload = switch(PAYLOAD, "payload", "Print the objects' bytes and nothing else");
+    let all =
+        switch(ALL, "all", "Remove every dead letter").conflicts_with_all([KEYS, ERROR, OLDER]);
+    let chosen = clap::ArgGroup::new("chosen").args([KEYS, ERROR, OLDER, ALL]);
     let replay = "Upload dead letters again under their recorded keys; exit 1 if some are left";
-    group("dead-letter", "List or upload payloads that the store did not accept")
-        .subcommand(command("ls", "List dead letters, oldest first", Reads::Only(DEAD_LETTERS)))
-        .subcommand(command("replay", replay, Reads::AndUploads(DEAD_LETTERS)).arg(any_store))
+    let remove = "Remove dead letters with their payloads: those that fit all that is given";
+    group("dead-letter", "List, show, remove or upload payloads that the store did not accept")
+        .subcommand(
+            command("ls", "List dead letters, oldest first", only).arg(error()).arg(older()),
+        )
+        .subcommand(
+            command("show", "Print what is known of dead letters, as JSON", only)
+                .arg(keys("Key of a dead letter, as ls shows it").required(true))
+                .arg(payload),
+        )
+        .subcommand(
+            command("rm", remove, only)
+                .arg(keys("Key of a dead letter, as ls shows it"))
+                .arg(error())
+                .arg(older())
+                .arg(all)
+                .group(chosen.multiple(true).required(true)),
+        )
+        .subcommand(
+            command("replay", replay, Reads::AndUploads(DEAD_LETTERS))
+                .arg(any_store)
+                .arg(error())
+                .arg(older()),
+        )
 }
 
 fn spool_command() -> clap::Command {
@@ -481,6 +556,10 @@ mod tests {
         Command::Spool { what, dir: dir.map(PathBuf::from) }
     }
 
+    fn any() -> LetterFilter {
+        LetterFilter::default()
+    }
+
     #[test]
     fn serve_is_the_default_and_each_command_has_its_type() {
         for (line, command) in [
@@ -536,11 +615,41 @@ mod tests {
                 "millrace tap http://h:9090 --rate 3",
                 Command::Tap(TapOptions { url: Some("http://h:9090".into()), rate: 3 }),
             ),
-            ("millrace dead-letter ls", Command::DeadLetterLs),
-            ("millrace dead-letter replay", Command::DeadLetterReplay { any_store: false }),
+            ("millrace dead-letter ls", Command::DeadLetterLs { filter: any() }),
             (
-                "millrace dead-letter replay --any-store",
-                Command::DeadLetterReplay { any_store: true },
+                "millrace dead-letter ls --error Denied --older 2h",
+                Command::DeadLetterLs {
+                    filter: LetterFilter {
+                        error: Some("Denied".to_owned()),
+                        older: Some(Duration::from_secs(7200)),
+                        ..any()
+                    },
+                },
+            ),
+            (
+                "millrace dead-letter show a b --payload",
+                Command::DeadLetterShow {
+                    keys: vec!["a".to_owned(), "b".to_owned()],
+                    payload: true,
+                },
+            ),
+            (
+                "millrace dead-letter rm a",
+                Command::DeadLetterRm {
+                    filter: LetterFilter { keys: vec!["a".to_owned()], ..any() },
+                },
+            ),
+            ("millrace dead-letter rm --all", Command::DeadLetterRm { filter: any() }),
+            (
+                "millrace dead-letter replay",
+                Command::DeadLetterReplay { filter: any(), any_store: false },
+            ),
+            (
+                "millrace dead-letter replay --any-store --older 1s",
+                Command::DeadLetterReplay {
+                    filter: LetterFilter { older: Some(Duration::from_secs(1)), ..any() },
+                    any_store: true,
+                },
             ),
             ("millrace spool ls", spool(SpoolCommand::Ls, None)),
             ("millrace spool verify d", spool(SpoolCommand::Verify, Some("d"))),
@@ -575,6 +684,9 @@ mod tests {
             "millrace serv",
             "millrace dead-letter",
             "millrace dead-letter rm",
+            "millrace dead-letter rm a --all",
+            "millrace dead-letter show",
+            "millrace dead-letter ls --older soon",
             "millrace spool",
             "millrace spool rm",
             "millrace top a b",
@@ -610,9 +722,19 @@ mod tests {
             .filter(|name| UPLOADS.contains(name) || name.starts_with("S3_"))
             .collect();
         for (command, own, settings) in [
-            ("dead-letter", &["ls", "replay"][..], vec![]),
-            ("dead-letter ls", &[], vec!["DEAD_LETTER_DIR"]),
-            ("dead-letter replay", &["--any-store"], [&["DEAD_LETTER_DIR"], &*uploads].concat()),
+            ("dead-letter", &["ls", "show", "rm", "replay"][..], vec![]),
+            ("dead-letter ls", &["--error <TEXT>", "--older <TIME>"], vec!["DEAD_LETTER_DIR"]),
+            ("dead-letter show", &["<KEY>...", "--payload"], vec!["DEAD_LETTER_DIR"]),
+            (
+                "dead-letter rm",
+                &["[KEY]...", "--error <TEXT>", "--older <TIME>", "--all"],
+                vec!["DEAD_LETTER_DIR"],
+            ),
+            (
+                "dead-letter replay",
+                &["--any-store", "--error <TEXT>", "--older <TIME>"],
+                [&["DEAD_LETTER_DIR"], &*uploads].concat(),
+            ),
             ("spool", &["ls", "verify", "replay", "export"], vec![]),
             ("spool ls", &["[DIR]"], vec!["SPOOL_DIR"]),
             ("spool verify", &["[DIR]"], vec!["SPOOL_DIR"]),

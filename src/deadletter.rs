@@ -292,6 +292,11 @@ impl DeadLetters {
         BundleReader::open(&self.path(stem, BUNDLE))
     }
 
+    /// Size of one of [`Listing::bundles`]; 0 if it has gone.
+    pub fn bundle_bytes(&self, stem: &str) -> u64 {
+        fs::metadata(self.path(stem, BUNDLE)).map_or(0, |about| about.len())
+    }
+
     /// Lists every dead letter and bundle; an unreadable one does not hide the others.
     pub fn list(&self) -> io::Result<Listing> {
         let mut listing = Listing::default();

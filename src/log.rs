@@ -175,7 +175,18 @@ pub fn log_last_line(text: &str) {
 /// Writes a line to stderr and ignores errors: before the log has started, or from a command other
 /// than `serve`.
 pub fn complain(text: impl std::fmt::Display) {
+    status_line("");
     let _nobody_listens = writeln!(std::io::stderr(), "{text}");
+}
+
+/// Draws a line on stderr, a terminal, over the one drawn before; an empty one removes it.
+pub fn status_line(text: &str) {
+    static IS_DRAWN: AtomicBool = AtomicBool::new(false);
+    if !text.is_empty() || IS_DRAWN.load(Relaxed) {
+        IS_DRAWN.store(!text.is_empty(), Relaxed);
+        // To the start of the line, and what is there goes.
+        let _nobody_looks = write!(std::io::stderr(), "\r\u{1b}[K{text}");
+    }
 }
 
 /// Replaces std's panic hook, which writes to stderr itself and so could block a core forever, and

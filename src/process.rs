@@ -138,13 +138,17 @@ fn run_command(command: Command, config: Config, effective: &Effective) -> Resul
         Command::DebugBundle(options) => commands::debug_bundle::run(&config, effective, &options),
         Command::Tap(options) => commands::tap::run(&config, effective, &options),
         Command::Top(options) => commands::top::run(&config, effective, &options),
-        Command::DeadLetterLs => commands::list_letters(&config),
-        Command::DeadLetterReplay { any_store } => {
+        Command::DeadLetterLs { filter } => commands::dead_letters::list(&config, &filter),
+        Command::DeadLetterShow { keys, payload } => {
+            commands::dead_letters::show(&config, &keys, payload)
+        }
+        Command::DeadLetterRm { filter } => commands::dead_letters::remove(&config, &filter),
+        Command::DeadLetterReplay { filter, any_store } => {
             let findings = preflight::for_replay(&config);
             if preflight::failed(&findings) {
                 return Err(preflight::table(&findings));
             }
-            control::on_executor(commands::replay_letters(&config, any_store))?
+            control::on_executor(commands::dead_letters::replay(&config, filter, any_store))?
         }
         Command::Spool { what, dir } => {
             let spool = commands::spool::open(&config, dir)?;

@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use super::encoder::Encoder;
-use super::{BATCH_COST_BYTES, Batch, BatchKind, Batches, CloseReason, Roster, Traces};
+use super::{BATCH_COST_BYTES, Batch, BatchKind, Batches, CloseReason, Roster};
 use crate::budget::Charge;
 use crate::config::BatchOptions;
 use crate::key::{KeyOf, RequestValues};
@@ -39,7 +39,6 @@ pub(super) struct OpenBatch {
     roster: Roster,
     /// The values of the first payload's request. Keys make the same of those of all others.
     values: RequestValues,
-    traces: Traces,
     payloads: u64,
     payload_bytes: u64,
     /// When its oldest payload was admitted, in nanoseconds since 1970.
@@ -68,7 +67,6 @@ impl OpenBatch {
             members: run.record().map(|record| Members::of(record.core_dir())),
             roster: Roster::default(),
             values: run.values().without_trace(),
-            traces: Traces::default(),
             payloads: 0,
             payload_bytes: 0,
             admitted: u64::MAX,
@@ -98,7 +96,7 @@ impl OpenBatch {
         if let Some(request_outcome) = run.request_outcome() {
             self.roster.note_request(request_outcome, spans.len() as u32);
         }
-        self.traces.note(run.values());
+        self.roster.note_trace(run.values());
         self.encoder.push_all(run.body(), spans);
         self.payloads += spans.len() as u64;
         self.payload_bytes += bytes;
@@ -161,7 +159,7 @@ impl OpenBatch {
     pub(super) fn recharge(&mut self) {
         // Twice: once the batch is in flight its intent has a second copy of the members.
         let members = self.members.as_ref().map_or(0, |members| 2 * members.memory());
-        let texts = self.partition.len() + self.values.bytes() + self.traces.memory();
+        let texts = self.partition.len() + self.values.bytes();
         let lists = members + self.roster.memory() + texts;
         self.charge.set(BATCH_COST_BYTES + self.encoder.memory() + lists);
     }
@@ -228,7 +226,6 @@ impl OpenBatch {
             kind,
             roster: self.roster,
             values: self.values,
-            traces: self.traces,
             shared: batches.shared.clone(),
             _charge: Some(self.charge),
         }

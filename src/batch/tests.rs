@@ -23,7 +23,6 @@ fn batch(kind: BatchKind) -> Batch {
         kind,
         roster: Roster::default(),
         values: RequestValues::default(),
-        traces: Traces::default(),
         shared: EncoderShared::new(),
         _charge: None,
     }

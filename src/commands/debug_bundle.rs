@@ -173,7 +173,7 @@ impl<W: Write> Bundle<W> {
         match asked {
             // What is not ready says why.
             Ok(PageAnswer { status, text }) if status == 200 || page == "/readyz" => {
-                self.add(name, "a page of the server", &format!("{text}"))
+                self.add(name, "a page of the server", &text)
             }
             Ok(PageAnswer { status, text }) => {
                 self.problems.push(format!("{name}: {page}: {status} {}", text.trim_end()));

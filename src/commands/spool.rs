@@ -13,6 +13,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::out;
+use super::progress::ProgressLine;
 use crate::config::Config;
 use crate::control::Exit;
 use crate::log::complain;
@@ -119,6 +120,7 @@ impl SpoolTarget {
 
     fn verify_to(&self, out: &mut impl Write) -> Result<Exit, SpoolCommandError> {
         let (mut segments, mut damaged, mut groups) = (0, 0, 0);
+        let progress = ProgressLine::begin("verifying", self.bytes());
         let mut journals = Vec::new();
         for instance in &self.instances {
             // The lock is dropped at once: a server that starts meanwhile invalidates no checksum.
@@ -131,7 +133,13 @@ impl SpoolTarget {
                 Ok(())
             };
             for (path, batched) in files_with(instance, read)? {
-                let Some(survey) = look(&path, &batched, |_| Ok(()))? else { continue };
+                let after = progress.bytes() + file_bytes(&path);
+                let survey = look(&path, &batched, |payload| {
+                    progress.item(payload.bytes.len() as u64);
+                    Ok(())
+                })?;
+                progress.reach(after);
+                let Some(survey) = survey else { continue };
                 for text in survey.problems.iter().chain(&survey.notes) {
                     writeln!(out, "{}: {text}", path.display())?;
                 }
@@ -146,6 +154,7 @@ impl SpoolTarget {
             }
             damaged += u32::from(!problems.is_empty());
         }
+        progress.end();
         let journals = match journals.len() {
             0 => String::new(),
             count => format!(", {count} journals of batches"),
@@ -168,10 +177,13 @@ impl SpoolTarget {
 
     fn export_to(&self, out: &mut impl Write, all: bool) -> Result<Exit, SpoolCommandError> {
         let (mut exported, mut bytes, mut exit) = (0_u64, 0, Exit::Clean);
+        let progress = ProgressLine::beside_data("exporting", self.bytes());
         for instance in &self.instances {
             let Some(_held) = self.hold(instance)? else { continue };
             for (path, batched) in files_with(instance, |_| Ok(()))? {
+                let after = progress.bytes() + file_bytes(&path);
                 let survey = look(&path, &batched, |payload| {
+                    progress.item(payload.bytes.len() as u64);
                     if payload.is_stored && !all {
                         return Ok(());
                     }
@@ -179,6 +191,7 @@ impl SpoolTarget {
                     bytes += payload.bytes.len();
                     write_line(out, payload.bytes)
                 })?;
+                progress.reach(after);
                 for text in survey.iter().flat_map(|survey| &survey.problems) {
                     complain(format_args!("{}: {text}", path.display()));
                     exit = Exit::Unstored;
@@ -188,6 +201,13 @@ impl SpoolTarget {
         out.flush()?;
         complain(format_args!("{exported} payloads exported, {bytes} bytes"));
         Ok(exit)
+    }
+
+    /// Bytes of all segments, for the progress of a command.
+    fn bytes(&self) -> u64 {
+        let cores = self.instances.iter().flat_map(|instance| core_dirs(instance)).flatten();
+        let files = cores.flat_map(|core_dir| files_of(&core_dir)).flatten();
+        files.map(|(_, bytes)| bytes).sum()
     }
 
     /// Locks an orphaned spool until the result is dropped; `None` and a message if its process is
@@ -213,6 +233,11 @@ fn exit_of(outcome: Result<Exit, SpoolCommandError>) -> Result<Exit, String> {
         }
         outcome => outcome.map_err(|error| error.to_string()),
     }
+}
+
+/// Size of a segment; 0 if it has gone.
+fn file_bytes(path: &Path) -> u64 {
+    std::fs::metadata(path).map_or(0, |about| about.len())
 }
 
 fn skipped(instance: &Path) -> String {

@@ -191,7 +191,7 @@ impl StartSummary<'_> {
         row(
             "",
             format!(
-                "{} connections; requests of up to {}, {} of them in progress",
+                "{} connections; requests up to {}, {} in progress",
                 limits.connections,
                 size(config.max_length),
                 size(config.max_body_bytes)
@@ -312,7 +312,7 @@ mod tests {
                 " is serving, started in 43 ms",
                 "payloads      POST http://127.0.0.1:8080/payloads",
                 "a 200 means   ",
-                "16384 connections; requests of up to 1.0 MiB",
+                "16384 connections; requests up to 1.0 MiB",
                 "10000 payloads and 64.0 MiB in the queue; 32 uploads",
                 "warning LISTEN: everybody",
                 "mend: set TOKENS_FILE",

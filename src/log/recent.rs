@@ -17,10 +17,10 @@ const RECENT_BYTES_MAX: usize = 256 << 10;
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(super) struct RecentLines(Mutex<Kept>);
+pub(super) struct RecentLines(Mutex<KeptLines>);
 
 #[derive(Debug, Default)]
-struct Kept {
+struct KeptLines {
     lines: VecDeque<Vec<u8>>,
     bytes: usize,
 }

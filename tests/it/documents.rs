@@ -244,7 +244,7 @@ fn settings_that_documents_name_are_settings() {
     const STARTS: [&str; 6] =
         ["AWS_", "RLIMIT_", "SSL_CERT_", "CONFIG_", "C_INCLUDE_", "STANDARD_"];
     const ENDS: [&str; 1] = ["_PROXY"];
-    const OTHERS: [&str; 8] = [
+    const OTHERS: [&str; 9] = [
         "SO_REUSEPORT",
         "COMMIT",
         "CONFIG",
@@ -253,6 +253,7 @@ fn settings_that_documents_name_are_settings() {
         "WRITE_SETTINGS",
         "PID",
         "SOAK",
+        "NO_COLOR",
     ];
     let is_setting =
         |name: &str| millrace::internals::config::SETTINGS.iter().any(|s| s.name == name);

@@ -144,4 +144,5 @@ mod commands {
     mod check;
     mod command_line;
     mod health;
+    mod progress;
 }

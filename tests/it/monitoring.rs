@@ -371,7 +371,7 @@ fn load([busy, failing, refusing]: [&Server; 3]) {
     let mut clients = [busy, failing, refusing].map(Server::connect);
     let began = Instant::now();
     let mut sent = 0;
-    let mut fills = |failing: &Server| {
+    let fills = |failing: &Server| {
         let scrape = failing.metrics().0;
         scrape.lines().any(|line| line.starts_with("millrace_spool_time_to_full_seconds{"))
     };

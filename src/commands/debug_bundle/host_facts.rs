@@ -109,17 +109,18 @@ pub(super) fn versions() -> String {
     text
 }
 
-/// The name and version of the C library that is in use, from its file's name or the loader's.
+/// The name and version of the C library that is in use.
+#[cfg(target_env = "gnu")]
+#[expect(unsafe_code, reason = "the C library alone knows its version")]
 fn c_library() -> String {
-    #[cfg(target_env = "gnu")]
-    {
-        #[expect(unsafe_code, reason = "the C library alone knows its version")]
-        // SAFETY: `gnu_get_libc_version(3)` takes nothing and returns a pointer to a static string
-        // that ends in NUL and never changes.
-        let version = unsafe { std::ffi::CStr::from_ptr(libc::gnu_get_libc_version()) };
-        format!("glibc {}", version.to_string_lossy())
-    }
-    #[cfg(not(target_env = "gnu"))]
+    // SAFETY: `gnu_get_libc_version(3)` takes nothing and returns a pointer to a static string that
+    // ends in NUL and never changes.
+    let version = unsafe { std::ffi::CStr::from_ptr(libc::gnu_get_libc_version()) };
+    format!("glibc {}", version.to_string_lossy())
+}
+
+#[cfg(not(target_env = "gnu"))]
+fn c_library() -> String {
     "not glibc".to_owned()
 }
 

@@ -12,8 +12,9 @@ use std::path::Path;
 use std::rc::Rc;
 
 use super::batches::MemberFiles;
-use super::{SpoolCommandError, SpoolTarget, exit_of, look, lost, of, unreadable};
+use super::{SpoolCommandError, SpoolTarget, exit_of, file_bytes, look, lost, of, unreadable};
 use crate::batch::encoder::encode;
+use crate::commands::progress::ProgressLine;
 use crate::commands::{RetryingStore, print, side_by_side};
 use crate::config::{BatchFormat, Config};
 use crate::control::Exit;
@@ -37,6 +38,7 @@ impl SpoolTarget {
         let puts = RetryingStore::prepare(config).await?;
         let replay = Rc::new(ReplayRun {
             puts,
+            progress: ProgressLine::begin("replaying", self.bytes()),
             stored: Cell::new(0),
             left: Cell::new(0),
             has_problems: Cell::new(false),
@@ -44,6 +46,7 @@ impl SpoolTarget {
         });
         let outcome = self.replay_with(&replay).await;
         let (stored, left) = (replay.stored.get(), replay.left.get());
+        replay.progress.end();
         print(|out| {
             writeln!(
                 out,
@@ -83,6 +86,7 @@ impl SpoolTarget {
 /// One replay and its figures.
 struct ReplayRun {
     puts: RetryingStore,
+    progress: ProgressLine,
     stored: Cell<u64>,
     /// Payloads that stay in the spool.
     left: Cell<u64>,
@@ -171,11 +175,14 @@ impl ReplayRun {
             std::iter::from_fn(move || reading.borrow_mut().next())
         };
         let (replay, note) = (self.clone(), reading.clone());
+        let after = self.progress.bytes() + file_bytes(path);
         side_by_side(source, async move |found| {
             let stored = replay.put(&Object::of(&found.key, &found.payload)).await;
+            replay.progress.item(found.payload.len() as u64);
             note.borrow_mut().complete(found.ordinal, stored);
         })
         .await;
+        self.progress.reach(after);
         let mut reading = reading.borrow_mut();
         self.stored.set(self.stored.get() + reading.stored);
         self.left.set(self.left.get() + reading.left);

@@ -160,6 +160,8 @@ fn the_newest_lines_are_kept() {
     assert!(page.len() <= 256 << 10, "{}", page.len());
     let lines: Vec<serde_json::Value> =
         page.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let log = server.log();
-    assert!(lines.iter().all(|line| log.contains(line)), "as on stderr");
+    crate::support::wait_for("the same lines on stderr", || {
+        let log = server.log();
+        lines.iter().all(|line| log.contains(line))
+    });
 }

@@ -40,7 +40,7 @@ fn a_terminal_gets_a_page_and_no_log_lines() {
         "file:./data, one object per payload, named like",
         "queued: in this host's memory, uploaded in the background,",
         "./dead-letter, up to 1.0 GiB",
-        "16384 connections; requests of up to 1.0 MiB, 64.0 MiB of them in progress",
+        "16384 connections; requests up to 1.0 MiB, 64.0 MiB in progress",
         "10000 payloads and 64.0 MiB in the queue; 32 uploads at a time",
         "on all cores, with every limit reached",
         "mend: unset FAULTS outside tests",
@@ -121,7 +121,7 @@ fn a_service_logs_one_line_with_the_same_facts() {
     let summaries: Vec<_> = log.iter().filter(|line| line.get("listen").is_some()).collect();
     assert_eq!(summaries.len(), 1, "{log:#?}");
     let summary = summaries[0];
-    for (field, value) in [
+    let facts: [(&str, serde_json::Value); 8] = [
         ("admin", format!("http://{}", server.admin).into()),
         ("body_bytes_max", (1 << 20).into()),
         ("connections_per_core", 16_384.into()),
@@ -130,12 +130,15 @@ fn a_service_logs_one_line_with_the_same_facts() {
         ("drain_timeout_ms", 6_000.into()),
         ("spool", "off".into()),
         ("tokens", "none asked for".into()),
-        ("warnings", 1.into()),
-    ] {
+    ];
+    for (field, value) in facts {
         assert_eq!(summary[field], value, "{field}: {summary}");
     }
     assert!(summary["memory_bytes_max"].as_u64().unwrap() > 128 << 20, "{summary}");
     let warnings: Vec<_> = log.iter().filter(|line| line["level"] == "WARN").collect();
-    assert_eq!(warnings.len(), 1, "{warnings:?}");
-    assert!(warnings[0]["mend"].as_str().unwrap().contains("set STORE"), "{warnings:?}");
+    assert_eq!(summary["warnings"], warnings.len(), "{warnings:?}");
+    let of_store = |line: &&&serde_json::Value| {
+        line["mend"].as_str().is_some_and(|remedy| remedy.contains("set STORE"))
+    };
+    assert_eq!(warnings.iter().filter(of_store).count(), 1, "{warnings:?}");
 }

@@ -9,10 +9,11 @@ use std::fs::DirEntry;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Output, Stdio};
+use std::sync::Arc;
 
 use crate::support::{
-    Server, Stopped, collection, command, contents, dead_letters, files, numbered, run, sorted,
-    wait_for,
+    Server, Stopped, chunked_request, collection, command, contents, dead_letters, files, numbered,
+    request, run, sorted, wait_for,
 };
 
 /// A server that refuses `count` payloads, each `{"poison":N}`, and has dead-lettered them.
@@ -335,4 +336,180 @@ fn no_patience_at_all_still_holds_payloads_through_an_outage() {
     server.wait_idle();
     assert_eq!(contents(&server.stored()), sorted(&numbered(0..5)));
     assert_eq!(server.stop().status, 0);
+}
+
+/// Two of 4 dead letters on their own and two in the file of a stop, and their keys.
+fn of_both_kinds() -> (Arc<tempfile::TempDir>, Vec<String>) {
+    let server = with_letters(2, &[]);
+    let dir = server.dir();
+    assert_eq!(server.stop().status, 0);
+    let settings = [("FAULTS", "transient=1"), ("DRAIN_TIMEOUT", "1s")];
+    let server = Server::start_in(dir.clone(), &settings);
+    assert_eq!(server.post(collection(&numbered(0..2))).status, 200);
+    assert_eq!(server.stop().status, 1);
+    let letters = dead_letters(&dir.path().join("dead-letter"));
+    let mut keys: Vec<String> =
+        letters.iter().map(|(meta, _)| meta["key"].as_str().unwrap().to_owned()).collect();
+    keys.sort();
+    assert_eq!(keys.len(), 4);
+    let files = files(&dir.path().join("dead-letter"));
+    assert_eq!(files.keys().filter(|name| name.ends_with(".letters")).count(), 1);
+    (dir, keys)
+}
+
+fn letter_command(dir: &Path, args: &[&str]) -> (Option<i32>, String) {
+    let output = run(dir, &[&["dead-letter"], args].concat(), &[("FAULTS", "")]);
+    (output.status.code(), text(&output))
+}
+
+#[test]
+fn show_gives_what_is_known_or_the_payload_of_either_kind() {
+    let (dir, keys) = of_both_kinds();
+    let show = |args: &[&str]| letter_command(dir.path(), &[&["show"], args].concat());
+    for key in &keys {
+        let (status, said) = show(&[key]);
+        let meta: serde_json::Value = serde_json::from_str(&said).unwrap();
+        assert_eq!((status, meta["key"].as_str()), (Some(0), Some(&**key)), "{said}");
+        assert!(meta["error"].is_string() && meta["attempts"].is_u64(), "{said}");
+        let (status, payload) = show(&["--payload", key]);
+        assert_eq!(status, Some(0), "{payload}");
+        let is_one = payload.starts_with("{\"poison\":") || payload.starts_with("{\"id\":");
+        assert!(is_one && payload.len() as u64 == meta["bytes"].as_u64().unwrap(), "{payload}");
+    }
+    let (status, said) = show(&[&keys[0], "nothing.json"]);
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains("nothing.json: no dead letter has this key"), "{said}");
+    assert!(said.contains(&keys[0]), "{said}");
+}
+
+#[test]
+fn filters_choose_what_is_listed_replayed_and_removed() {
+    let (dir, keys) = of_both_kinds();
+    let list = |args: &[&str]| {
+        let (status, said) = letter_command(dir.path(), &[&["ls"], args].concat());
+        assert_eq!(status, Some(0), "{said}");
+        let count = said.lines().last().unwrap().split(' ').next().unwrap().to_owned();
+        (count, said)
+    };
+    assert_eq!(list(&[]).0, "4");
+    assert_eq!(list(&["--older", "1h"]).0, "0");
+    assert_eq!(list(&["--older", "0s"]).0, "4");
+    let (count, said) = list(&["--error", "SEEDED OBJECT"]);
+    assert!(count == "2" && said.matches("seeded object fault").count() == 2, "{said}");
+    // The others are neither uploaded nor counted as left.
+    let (status, said) = letter_command(dir.path(), &["replay", "--error", "seeded object"]);
+    assert_eq!(status, Some(0), "{said}");
+    assert!(said.contains("2 of 2 dead letters stored"), "{said}");
+    assert!(said.contains("2 others were not asked for and stay"), "{said}");
+    assert_eq!(files(&dir.path().join("data")).len(), 2);
+    assert_eq!(list(&[]).0, "2");
+    // One out of the file of a stop: the other stays readable.
+    let left: Vec<&String> = {
+        let said = list(&[]).1;
+        keys.iter().filter(|key| said.contains(key.as_str())).collect()
+    };
+    let (status, said) = letter_command(dir.path(), &["rm", left[0]]);
+    assert_eq!(status, Some(0), "{said}");
+    assert!(said.contains("1 dead letters removed"), "{said}");
+    let (count, said) = list(&[]);
+    assert!(count == "1" && said.contains(left[1]), "{said}");
+    let (status, said) = letter_command(dir.path(), &["rm", left[0]]);
+    assert_eq!(status, Some(1), "{said}");
+    assert!(
+        said.contains("no dead letter has this key") && said.contains("0 dead letters removed")
+    );
+    // Without a choice nothing is removed.
+    let (status, said) = letter_command(dir.path(), &["rm"]);
+    assert_eq!(status, Some(2), "{said}");
+    assert_eq!(list(&[]).0, "1");
+    assert_eq!(letter_command(dir.path(), &["rm", "--older", "1h"]).0, Some(0));
+    assert_eq!(list(&[]).0, "1");
+    let (status, said) = letter_command(dir.path(), &["rm", "--all"]);
+    assert_eq!(status, Some(0), "{said}");
+    assert_eq!(list(&[]).0, "0");
+    let kept: Vec<String> = files(&dir.path().join("dead-letter")).into_keys().collect();
+    assert_eq!(kept, [".replay.lock"]);
+}
+
+/// W3C's example.
+const TRACE: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
+#[test]
+fn a_letter_has_the_trace_of_its_request() {
+    let server = Server::start(&[("FAULTS", "object=1"), ("LOG", "debug")]);
+    let send = |request: Vec<u8>| {
+        let mut client = server.connect();
+        client.send(request);
+        assert_eq!(client.reply().status, 200);
+    };
+    const BODY: &[u8] = br#"{"data":[1,2]}"#;
+    let post = |headers: &str| send(request(BODY, headers));
+    post("");
+    post(&format!("traceparent: {TRACE}\r\n"));
+    // By hyper, too, in any case of the name.
+    let other = format!("TraceParent: {}\r\n", TRACE.replace("-01", "-00"));
+    send(chunked_request(&[BODY], &other));
+    post("traceparent: 00-nonsense-01\r\n");
+    post(&format!("traceparent: {TRACE}\r\ntraceparent: {TRACE}\r\n"));
+    server.wait_idle();
+    let letters = server.dead_letters();
+    assert_eq!(letters.len(), 10);
+    let traced = |trace: &str| {
+        let expected = serde_json::json!([trace]);
+        letters.iter().filter(|(meta, _)| meta["traceparents"] == expected).count()
+    };
+    assert_eq!((traced(TRACE), traced(&TRACE.replace("-01", "-00"))), (2, 2));
+    let plain = letters.iter().filter(|(meta, _)| meta.get("traceparents").is_none()).count();
+    assert_eq!(plain, 6, "{letters:?}");
+    server.wait_logged("request of a trace admitted");
+    let admitted = |line: &&serde_json::Value| line["message"] == "request of a trace admitted";
+    let log = server.log();
+    let lines: Vec<_> = log.iter().filter(admitted).collect();
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert_eq!((&lines[0]["traceparent"], &lines[0]["payloads"]), (&TRACE.into(), &2.into()));
+    // Its time leads to the keys.
+    let nanos = lines[0]["unix_nanos"].as_u64().unwrap().to_string();
+    let of_trace =
+        letters.iter().filter(|(meta, _)| meta["key"].as_str().unwrap().starts_with(&nanos));
+    assert_eq!(of_trace.count(), 2);
+}
+
+/// A batch has many requests; a spool keeps traces beyond a crash.
+#[test]
+fn traces_of_batches_and_of_crashed_servers_are_kept() {
+    let trace = |n: usize| TRACE.replacen("0af7", &format!("{n:04x}"), 1);
+    let post = |server: &Server, n: usize, more: &str| {
+        let mut client = server.connect();
+        let headers = format!("traceparent: {}\r\n{more}", trace(n));
+        client.send(request(br#"{"data":[{"x":1}]}"#, &headers));
+        assert_eq!(client.reply().status, 200);
+    };
+    let batch = [("OBJECT", "batch"), ("BATCH_AGE", "1s"), ("FAULTS", "object=1")];
+    let server = Server::start(&batch);
+    for n in 1..=20 {
+        post(&server, n, "");
+        post(&server, n, "");
+    }
+    server.wait_idle();
+    let letters = server.dead_letters();
+    let first: Vec<String> = (1..=16).map(trace).collect();
+    let all: Vec<serde_json::Value> = letters
+        .iter()
+        .flat_map(|(meta, _)| meta["traceparents"].as_array().unwrap().clone())
+        .collect();
+    match letters.len() {
+        // All came within a second.
+        1 => assert_eq!(all, first),
+        _ => assert!(first.iter().all(|trace| all.contains(&trace.as_str().into())), "{all:?}"),
+    }
+    drop(server);
+
+    let spool = [("SPOOL_DIR", "spool"), ("SPOOL_SEGMENT", "4MiB"), ("SPOOL_MAX", "32MiB")];
+    let server = Server::start(&[&spool[..], &[("FAULTS", "transient=1")]].concat());
+    post(&server, 7, "millrace-ack: spooled\r\n");
+    let left = server.kill();
+    let server =
+        Server::start_in(left.dir.clone(), &[&spool[..], &[("FAULTS", "object=1")]].concat());
+    wait_for("the dead letter of a crashed server's payload", || server.dead_letters().len() == 1);
+    assert_eq!(server.dead_letters()[0].0["traceparents"], serde_json::json!([trace(7)]));
 }
