@@ -386,7 +386,7 @@ fn load([busy, failing, refusing]: [&Server; 3]) {
         }
         // Some of the usual mistakes.
         if sent % 50 == 0 {
-            assert_eq!(busy.post("{}").status, 401);
+            assert_eq!(busy.post(r#"{"data":[1]}"#).status, 401);
             assert_eq!(refusing.post("no json").status, 400);
         }
         sent += 5;
