@@ -325,6 +325,8 @@ struct Roster {
     request_outcomes: Vec<(Rc<RequestOutcome>, u32)>,
     /// The first different trace contexts, at most [`TRACES_MAX`]. Mostly requests have none.
     traces: Vec<Box<str>>,
+    /// When the oldest payload was admitted, in nanoseconds since 1970; `None` without payloads.
+    admitted: Option<u64>,
 }
 
 impl Roster {
@@ -340,6 +342,16 @@ impl Roster {
             }
             _ => self.stamps.push(StampRun { first, count }),
         }
+    }
+
+    /// Payloads that were admitted at `unix_nanos`.
+    fn note_admitted(&mut self, unix_nanos: u64) {
+        self.admitted = Some(self.admitted.map_or(unix_nanos, |oldest| oldest.min(unix_nanos)));
+    }
+
+    /// When the oldest payload was admitted; the end of time without payloads.
+    fn admitted(&self) -> u64 {
+        self.admitted.unwrap_or(u64::MAX)
     }
 
     /// `count` payloads of a request that waits.
@@ -385,8 +397,6 @@ pub struct Batch {
     payloads: u64,
     /// Bytes of the payloads as received, without line feeds.
     payload_bytes: u64,
-    /// When the oldest of its payloads was admitted, in nanoseconds since 1970.
-    admitted: u64,
     kind: BatchKind,
     roster: Roster,
     /// What keys use of its payloads' requests; see `OpenBatch`.
@@ -422,7 +432,6 @@ impl Batch {
             sums: Sums::of(&[], Integrity::NONE),
             payloads: 1,
             payload_bytes: job.payload.len() as u64,
-            admitted: job.stamp.unix_nanos,
             kind: BatchKind::SingleObject(job),
             roster: Roster::default(),
             values: RequestValues::default(),
@@ -449,10 +458,9 @@ impl Batch {
             sums,
             payloads,
             payload_bytes,
-            // When its payloads were, nobody has read.
-            admitted: rt::unix_nanos(),
             kind: BatchKind::Restored,
-            roster: Roster::default(),
+            // When its payloads were admitted, nobody has read.
+            roster: Roster { admitted: Some(rt::unix_nanos()), ..Roster::default() },
             values: RequestValues::default(),
             shared,
             _charge: None,
@@ -506,7 +514,10 @@ impl Batch {
     /// When the oldest of its payloads was admitted, in nanoseconds since 1970; a restored batch
     /// counts from then on.
     pub fn admitted(&self) -> u64 {
-        self.admitted
+        match &self.kind {
+            BatchKind::SingleObject(job) => job.stamp.unix_nanos,
+            _ => self.roster.admitted(),
+        }
     }
 
     /// Its members in this core's spool, if it is spooled there.

@@ -85,7 +85,7 @@ const PROBE_BYTES_MAX: u64 = 1 << 20;
 
 /// What the directory holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Measured {
+struct DirectoryUse {
     /// Of all files.
     bytes: u64,
     letters: u64,
@@ -124,7 +124,7 @@ impl DeadLetters {
             failing: Arc::default(),
             failed_bytes: Arc::default(),
         };
-        let Measured { bytes, letters } = dead.measure()?;
+        let DirectoryUse { bytes, letters } = dead.measure()?;
         dead.used.store(bytes, Relaxed);
         dead.waiting.store(letters, Relaxed);
         Ok(dead)
@@ -144,7 +144,7 @@ impl DeadLetters {
     /// Blocks.
     pub fn remeasure(&self) {
         let before = self.used();
-        if let Ok(Measured { bytes, letters }) = self.measure()
+        if let Ok(DirectoryUse { bytes, letters }) = self.measure()
             // Else it has changed meanwhile.
             && self.used.compare_exchange(before, bytes, Relaxed, Relaxed).is_ok()
         {
@@ -153,8 +153,8 @@ impl DeadLetters {
     }
 
     /// Blocks.
-    fn measure(&self) -> io::Result<Measured> {
-        let (mut measured, mut counts) = (Measured::default(), BundleCounts::new());
+    fn measure(&self) -> io::Result<DirectoryUse> {
+        let (mut measured, mut counts) = (DirectoryUse::default(), BundleCounts::new());
         let before = self.counted.load();
         for entry in fs::read_dir(&*self.directory)? {
             let entry = entry?;
@@ -359,7 +359,7 @@ impl DeadLetters {
             return Ok(());
         }
         if self.may_measure() {
-            let Measured { bytes, letters } = self.measure()?;
+            let DirectoryUse { bytes, letters } = self.measure()?;
             self.used.store(bytes, Relaxed);
             self.waiting.store(letters, Relaxed);
             if self.take_room(size) {

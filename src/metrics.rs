@@ -23,7 +23,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use process::ProcessCollector;
 use sampled::SampleCollector;
-pub use sampled::{Sample, SampledCells};
+pub use sampled::{CoreSample, SampledCells};
 pub use turns::TurnCells;
 use turns::TurnCollector;
 

@@ -80,7 +80,6 @@ use crate::queue::job::Span;
 use crate::queue::job::{Origin, Stamp};
 use crate::throttle::Throttle;
 use disk::SpoolDisk;
-use filling::Filling;
 use health::DiskHealth;
 use own::OwnFiles;
 use pending::PendingRequests;
@@ -176,7 +175,6 @@ pub struct Spool {
     own: OwnFiles,
     taken: TakenSegments,
     overflow: Overflow,
-    filling: Filling,
     disk: Rc<SpoolDisk>,
     closed: Cell<bool>,
     tasks: RefCell<Vec<Task<()>>>,
@@ -245,7 +243,6 @@ impl Spool {
             own: OwnFiles::new(setup.dir.clone()),
             taken: TakenSegments::default(),
             overflow: Overflow::default(),
-            filling: Filling::default(),
             sync_fault: SyncFault::new(setup.sync_fault, setup.seed),
             setup,
             origin,

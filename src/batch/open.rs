@@ -41,8 +41,6 @@ pub(super) struct OpenBatch {
     values: RequestValues,
     payloads: u64,
     payload_bytes: u64,
-    /// When its oldest payload was admitted, in nanoseconds since 1970.
-    admitted: u64,
     /// Bytes that joined since the last work.
     pending_bytes: usize,
     charge: Charge,
@@ -69,7 +67,6 @@ impl OpenBatch {
             values: run.values().without_trace(),
             payloads: 0,
             payload_bytes: 0,
-            admitted: u64::MAX,
             pending_bytes: 0,
             charge: Charge::new(&batches.memory),
         }
@@ -100,7 +97,7 @@ impl OpenBatch {
         self.encoder.push_all(run.body(), spans);
         self.payloads += spans.len() as u64;
         self.payload_bytes += bytes;
-        self.admitted = self.admitted.min(run.first_stamp().unix_nanos);
+        self.roster.note_admitted(run.first_stamp().unix_nanos);
         self.pending_bytes += bytes as usize;
         spans.len()
     }
@@ -166,7 +163,7 @@ impl OpenBatch {
 
     /// When its oldest payload was admitted, in nanoseconds since 1970.
     pub(super) fn admitted(&self) -> u64 {
-        self.admitted
+        self.roster.admitted()
     }
 
     /// When it was opened, in nanoseconds since 1970.
@@ -222,7 +219,6 @@ impl OpenBatch {
             sums: self.summing.finish(),
             payloads: self.payloads,
             payload_bytes: self.payload_bytes,
-            admitted: self.admitted,
             kind,
             roster: self.roster,
             values: self.values,

@@ -19,7 +19,6 @@ fn batch(kind: BatchKind) -> Batch {
         sums: Sums::of(&[], Integrity::NONE),
         payloads: 1,
         payload_bytes: 1,
-        admitted: 0,
         kind,
         roster: Roster::default(),
         values: RequestValues::default(),

@@ -18,7 +18,7 @@ const LATE_NS: u64 = 2_000_000_000;
 
 /// One sample. Times are nanoseconds since 1970.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Sample {
+pub struct CoreSample {
     /// When the oldest payload without an outcome was admitted; `None`: there is none.
     pub oldest_payload: Option<u64>,
     /// When the oldest open batch was opened; `None`: there is none.
@@ -41,8 +41,8 @@ pub struct SampledCells {
 
 impl SampledCells {
     /// Records a sample taken at `now`, in nanoseconds since 1970.
-    pub fn set(&self, now: u64, sample: Sample) {
-        let Sample { oldest_payload, oldest_batch, spool_full_in } = sample;
+    pub fn set(&self, now: u64, sample: CoreSample) {
+        let CoreSample { oldest_payload, oldest_batch, spool_full_in } = sample;
         self.oldest_payload.set(oldest_payload.unwrap_or(0));
         self.oldest_batch.set(oldest_batch.unwrap_or(0));
         let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX - 1);
@@ -123,7 +123,7 @@ mod tests {
         cells.payloads_accepted.add(3);
         cells.batches_open.set(1);
         let (oldest_payload, oldest_batch) = (Some(now - 7 * SECOND), Some(now - SECOND / 2));
-        cells.sampled.set(now, Sample { oldest_payload, oldest_batch, spool_full_in: None });
+        cells.sampled.set(now, CoreSample { oldest_payload, oldest_batch, spool_full_in: None });
         for (later, ages) in [(0, (7.0, 0.5)), (2, (7.0, 0.5)), (3, (10.0, 3.5))] {
             let now = now + later * SECOND;
             assert_eq!((payload(cells, now), batch(cells, now)), (Some(ages.0), Some(ages.1)));
@@ -135,7 +135,7 @@ mod tests {
         // A clock that was set back.
         cells.payloads_accepted.inc();
         assert_eq!(payload(cells, 0), Some(7.0));
-        cells.sampled.set(1, Sample { oldest_payload: Some(now), ..Sample::default() });
+        cells.sampled.set(1, CoreSample { oldest_payload: Some(now), ..CoreSample::default() });
         assert_eq!(payload(cells, SECOND), Some(0.0));
     }
 
@@ -146,10 +146,10 @@ mod tests {
         assert_eq!(time_to_full(cells, 0), None);
         for (time, seconds) in [(0, 0.0), (1_500, 1.5), (3_600_000, 3600.0)] {
             let spool_full_in = Some(Duration::from_millis(time));
-            cells.sampled.set(1, Sample { spool_full_in, ..Sample::default() });
+            cells.sampled.set(1, CoreSample { spool_full_in, ..CoreSample::default() });
             assert_eq!(time_to_full(cells, 0), Some(seconds));
         }
-        cells.sampled.set(1, Sample::default());
+        cells.sampled.set(1, CoreSample::default());
         assert_eq!(time_to_full(cells, 0), None);
     }
 }

@@ -52,7 +52,7 @@ impl Spool {
         self.setup.cells.spool_filled_bytes.set(segments + others);
         // Only whole segments are made.
         let most = options.max.saturating_sub(others) / options.segment * options.segment;
-        let full_in = self.filling.look(now, segments + others, most.saturating_sub(segments));
+        let full_in = self.own.filling.look(now, segments + others, most.saturating_sub(segments));
         match self.setup.cells.spool_full.value() {
             0 => full_in,
             _ => Some(Duration::ZERO),

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use crate::sync::Semaphore;
 
 use super::batches::CoreDir;
+use super::filling::Filling;
 use super::segment::Segment;
 
 /// Empty files to keep; more are removed.
@@ -25,6 +26,7 @@ pub(super) struct OwnFiles {
     next_number: Cell<u64>,
     /// `SPOOL_MAX` had no room for another segment.
     is_short: Cell<bool>,
+    pub(super) filling: Filling,
 }
 
 impl OwnFiles {
@@ -36,6 +38,7 @@ impl OwnFiles {
             making: Semaphore::new(1),
             next_number: Cell::new(1),
             is_short: Cell::new(false),
+            filling: Filling::default(),
         }
     }
 

@@ -5,13 +5,13 @@ use std::time::Instant;
 
 use super::Uploads;
 use super::uploader::Uploader;
-use crate::metrics::Sample;
+use crate::metrics::CoreSample;
 use crate::rt;
 
 impl Uploader {
     /// To be called once a second: samples what the metrics show of this pipeline.
     pub fn sample(&self, now: Instant) {
-        let sample = Sample {
+        let sample = CoreSample {
             oldest_payload: self.oldest_unstored(),
             oldest_batch: self.batches.as_ref().and_then(|batches| batches.oldest_opened()),
             spool_full_in: self.spool.as_ref().and_then(|spool| spool.sample(now)),

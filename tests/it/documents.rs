@@ -305,7 +305,8 @@ fn the_metric_reference_is_what_a_scrape_shows() {
             let sample = scrape.lines().find(|line| line.starts_with(name)).unwrap_or_default();
             // Of what is absent nothing tells.
             let is_absent = sample.is_empty() && !whole_process;
-            assert!(is_absent || !sample.contains("core=\"") == whole_process, "{name}: {sample}");
+            let of_core = sample.contains("core=\"");
+            assert!(is_absent || of_core != whole_process, "{name}: {sample}");
         }
     }
     assert!(shown.len() > 50, "{shown:?}");

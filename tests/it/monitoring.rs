@@ -386,7 +386,7 @@ fn load([busy, failing, refusing]: [&Server; 3]) {
         }
         // Some of the usual mistakes.
         if sent % 50 == 0 {
-            assert_eq!(busy.post("{}").status, 401);
+            assert_eq!(busy.post(r#"{"data":[1]}"#).status, 401);
             assert_eq!(refusing.post("no json").status, 400);
         }
         sent += 5;
@@ -411,7 +411,7 @@ fn servers() -> [Server; 3] {
         ("OBJECT", "batch"),
         ("BATCH_AGE", "200ms"),
         ("SPOOL_DIR", "spool"),
-        ("FAULTS", "seed=3,transient=0.2"),
+        ("FAULTS", "seed=3,transient=0.5"),
         ("RETRY_BASE", "5ms"),
     ];
     let failing = [("SPOOL_DIR", "spool"), ("FAULTS", "store_wide=1"), ("RETRY_MAX", "1s")];
@@ -511,7 +511,7 @@ fn check_answers(prometheus: &Prometheus, [busy, failing, refusing]: [&Server; 3
     assert!(of("instance:millrace_backlog_age_seconds:max", failing) > 8.0);
     assert!(of("instance:millrace_backlog_age_seconds:max", refusing) < 8.0);
     let retried = of("instance:millrace_put_retries:ratio_rate5m", busy);
-    assert!((0.02..0.6).contains(&retried), "{retried}");
+    assert!((0.1..0.9).contains(&retried), "{retried}");
     assert!(of("instance:millrace_spool_time_to_full_seconds:min", failing) > 0.0);
     let age =
         one(&format!("time() - process_start_time_seconds{{instance=\"{}\"}}", failing.admin));
