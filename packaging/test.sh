@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs, starts, upgrades, removes and purges the Debian package on freshly installed systems, and runs the build
-# stage of the Dockerfile and what its last stage is made of:
+# Installs, starts, upgrades, removes and purges the Debian package on freshly installed systems, once by hand and once with
+# the systemd that boots there, and runs the build stage of the Dockerfile and what its last stage is made of:
 #
 #     packaging/test.sh [--keep] [--binary FILE] [bookworm] [trixie] [image]     # all three unless some are named
 #
@@ -50,6 +50,7 @@ mirror=${MIRROR:-$(apt-get indextargets --format '$(ORIGIN)|$(LABEL)|$(REPO_URI)
 cd "$repository"
 
 running=
+limit=
 # shellcheck disable=SC2317  # called by trap
 finish() {
     if [ -n "$running" ]; then
@@ -63,8 +64,9 @@ trap finish EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
+# With `limit` for at most so many seconds.
 namespaced() {
-    setpriv --pdeathsig KILL unshare --mount --pid --fork --kill-child "$@" &
+    ${limit:+timeout --kill-after=5 "$limit"} setpriv --pdeathsig KILL unshare --mount --pid --fork --kill-child "$@" &
     running=$!
     local status=0
     wait "$running" || status=$?
@@ -142,7 +144,57 @@ debian() {
     packages || return 1
     set_up "$1" systemd-standalone-sysusers,init-system-helpers,curl "$root" || return 1
     cp "$base"/debs/*.deb packaging/inside.sh "$root/root/"
-    enter "$root" "" "" bash /root/inside.sh
+    enter "$root" "" "" bash /root/inside.sh || return 1
+    echo "== $1: the unit"
+    set_up "$1" systemd-sysv,init-system-helpers,curl "$root" || return 1
+    boot "$root"
+}
+
+# Longest time that a booted system has, in seconds.
+BOOT_MAX=180
+
+# Boots the system $1 with its own systemd, has it run inside-systemd.sh, and shows what that says.
+boot() {
+    local root=$1 group
+    group=$(findmnt -n -o TARGET -t cgroup2 | head -n 1)/millrace-packages
+    mkdir "$group" || return 1
+    rm -f "$root"/root/{log,result}
+    cp "$base"/debs/*.deb packaging/inside-systemd.sh "$root/root/"
+    printf '[Unit]\nAfter=multi-user.target\n[Service]\nType=oneshot\nExecStart=/root/inside-systemd.sh\n' \
+        >"$root/etc/systemd/system/inside.service"
+    mkdir -p "$root/etc/systemd/system/multi-user.target.wants"
+    ln -sf ../inside.service "$root/etc/systemd/system/multi-user.target.wants/"
+    # What systemd expects of a container: control groups, devices and a root of its own.
+    # shellcheck disable=SC2016  # expanded by the inner shell
+    limit=$BOOT_MAX namespaced --uts --ipc --net -- sh -euc '
+        echo 0 >"$1/cgroup.procs"
+        shift
+        exec unshare --cgroup "$@"
+    ' group "$group" bash -euc '
+        root=$1
+        mount --make-rprivate /
+        mount --bind "$root" "$root"
+        mount -t proc proc "$root/proc"
+        mount -t sysfs sysfs "$root/sys"
+        mount -t cgroup2 cgroup2 "$root/sys/fs/cgroup"
+        for directory in run tmp dev; do mount -t tmpfs tmpfs "$root/$directory"; done
+        for device in null zero full random urandom tty; do
+            touch "$root/dev/$device"
+            mount --bind "/dev/$device" "$root/dev/$device"
+        done
+        mkdir "$root/dev/pts" "$root/dev/shm"
+        mount -t devpts devpts "$root/dev/pts" -o newinstance,ptmxmode=0666,mode=620
+        ln -s pts/ptmx "$root/dev/ptmx"
+        ip link set lo up
+        cd "$root"
+        mkdir -p before
+        pivot_root . before
+        umount -l /before
+        exec env -i container=other PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/systemd --system --log-target=journal
+    ' boot "$root" >"$root.boot" 2>&1 || true
+    find "$group" -depth -type d -exec rmdir {} +
+    cat "$root/root/log"
+    [ "$(cat "$root/root/result" 2>/dev/null)" = passed ]
 }
 
 # The words of a Dockerfile's instruction $1 in its stage $2, continued lines joined; a line per instruction.
