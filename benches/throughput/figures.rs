@@ -41,6 +41,9 @@ pub struct Batches {
     pub object_bytes: f64,
     /// Bytes of all lines, for each as stored.
     pub compression: f64,
+    /// Payloads in one, and objects per second, both as they came in the window.
+    pub payloads: f64,
+    pub puts_per_s: f64,
     /// Payloads that were accepted and not yet stored at the end of the window.
     pub on_their_way_bytes: f64,
     /// Part of the payloads that the sink knows only from the keys of their batches.
@@ -63,6 +66,8 @@ pub const COLUMNS: &[Column] = &[
     ("client_busy", |s| s.client_busy),
     ("peak_rss_bytes", |s| s.peak_rss_bytes as f64),
     ("object_bytes", |s| s.batches.map_or(f64::NAN, |batches| batches.object_bytes)),
+    ("object_payloads", |s| s.batches.map_or(f64::NAN, |batches| batches.payloads)),
+    ("puts_per_s", |s| s.batches.map_or(f64::NAN, |batches| batches.puts_per_s)),
     ("compression", |s| s.batches.map_or(f64::NAN, |batches| batches.compression)),
     ("sync_p99_us", |s| s.sync_p99_us.unwrap_or(f64::NAN)),
     ("syncs_per_request", |s| s.syncs_per_request.unwrap_or(f64::NAN)),
@@ -293,9 +298,10 @@ impl LaneFigures {
             return Ok(());
         }
         let times = median_of(|b| b.compression);
+        let (payloads, puts) = (median_of(|b| b.payloads), median_of(|b| b.puts_per_s));
         write!(
             f,
-            "  {variant}: objects of {megabytes:.2} MB, {times:.2} times smaller than their lines"
+            "  {variant}: {puts:.1} objects/s of {payloads:.0} payloads, {megabytes:.2} MB, {times:.2} times smaller than their lines"
         )?;
         let on_their_way = median_of(|b| b.on_their_way_bytes) / 1e6;
         write!(f, "; {on_their_way:.1} MB of payloads were on their way at the end")?;

@@ -34,7 +34,36 @@ pub enum Sink {
     /// `null:`
     Null,
     /// The S3 sink on the client cores, which answers a PUT after this long.
-    S3 { latency: Duration },
+    S3 { latency: PutLatency },
+}
+
+/// How long PUTs take: a log-normal distribution, as services have it, or always the same if both
+/// are equal. It counts from when the sink has the last byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PutLatency {
+    pub median: Duration,
+    /// At least the median.
+    pub p99: Duration,
+}
+
+impl PutLatency {
+    pub const fn always(time: Duration) -> PutLatency {
+        PutLatency { median: time, p99: time }
+    }
+
+    /// How long the next one takes.
+    pub fn draw(self, rng: &mut fastrand::Rng) -> Duration {
+        if self.p99 <= self.median {
+            return self.median;
+        }
+        /// Standard deviations of a normal distribution from its median to its p99.
+        const TO_P99: f64 = 2.326;
+        let sigma = (self.p99.as_secs_f64() / self.median.as_secs_f64()).ln() / TO_P99;
+        // Box and Muller's transform; 1 − f64() is never 0.
+        let radius = (-2.0 * (1.0 - rng.f64()).ln()).sqrt();
+        let normal = radius * (std::f64::consts::TAU * rng.f64()).cos();
+        self.median.mul_f64((sigma * normal).exp())
+    }
 }
 
 /// What payloads look like.
@@ -96,8 +125,12 @@ impl Measure {
     }
 }
 
-const AT_ONCE: Sink = Sink::S3 { latency: Duration::ZERO };
-const AFTER_20_MS: Sink = Sink::S3 { latency: Duration::from_millis(20) };
+const AT_ONCE: Sink = Sink::S3 { latency: PutLatency::always(Duration::ZERO) };
+const AFTER_20_MS: Sink = Sink::S3 { latency: PutLatency::always(Duration::from_millis(20)) };
+/// What AWS names for small objects, 100 to 200 ms; docs/durability.md has the source.
+const LIKE_S3: Sink = Sink::S3 {
+    latency: PutLatency { median: Duration::from_millis(100), p99: Duration::from_millis(200) },
+};
 
 /// Requests wait for room instead of getting 503, so the store's rate becomes the rate of the
 /// whole; a short queue makes that so within the warm-up.
@@ -117,6 +150,11 @@ const BATCHES: &[(&str, &str)] = &[WAIT, ("OBJECT", "batch"), BATCH_AGE, COUNTED
 /// At level 1, which is the default.
 const BATCHES_ZSTD: &[(&str, &str)] =
     &[WAIT, ("OBJECT", "batch"), BATCH_AGE, COUNTED, ("COMPRESSION", "zstd")];
+
+/// A batch is closed at this age at the latest, and no request is answered before its batch is
+/// stored.
+const STORED: &[(&str, &str)] =
+    &[WAIT, ("ACK", "stored"), ("OBJECT", "batch"), ("BATCH_AGE", "250ms"), COUNTED];
 
 const TOKIO: &[Variant] = &[Variant::TokioSdk];
 /// Variants that differ from another only in how they upload.
@@ -321,6 +359,23 @@ pub const LANES: &[Lane] = &[
         spool: false,
         settings: BATCHES_ZSTD,
         measures: &[Measure::LatencyP99],
+    },
+    Lane {
+        name: "stored-batch",
+        what: "ACK=stored, batches of 250 ms, PUTs as slow as S3's, open loop at half the lower one's peak",
+        store: LIKE_S3,
+        batches: true,
+        payloads: 10,
+        payload_bytes: 1_000,
+        shape: Shape::Events,
+        // Each waits for its batch and its PUT: some 200 ms.
+        connections: 2_000,
+        kind: Kind::Open { of_peak: 0.5, rate: None },
+        wire: Wire::Plain,
+        rivals: &[Variant::MillraceQueued],
+        spool: false,
+        settings: STORED,
+        measures: &[Measure::LatencyP50, Measure::LatencyP99],
     },
     Lane {
         name: "tls",

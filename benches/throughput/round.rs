@@ -94,8 +94,7 @@ pub fn measure(
 
     let mut sample = sample(options, lane, &window, &report);
     sample.peak_rss_bytes = resident_max;
-    sample.batches =
-        lane.batches.then(|| Batches::of(lane, window.after.totals, totals, report.undecoded));
+    sample.batches = lane.batches.then(|| Batches::of(lane, &window, totals, report.undecoded));
     sample.sync_p99_us = bare;
     sample.rss_bytes_per_connection = match lane.kind {
         Kind::Idle => {
@@ -221,12 +220,17 @@ fn check(lane: &Lane, totals: Totals, report: &Report) -> Result<(), String> {
 }
 
 impl Batches {
-    /// `after` the window, and in the end.
-    fn of(lane: &Lane, after: Totals, totals: Totals, undecoded: u64) -> Batches {
+    /// In the window, and in the end.
+    fn of(lane: &Lane, window: &Window, totals: Totals, undecoded: u64) -> Batches {
+        let (before, after) = (window.before.totals, window.after.totals);
+        let window_s = (window.after.at - window.before.at).as_secs_f64();
+        let objects = (after.puts - before.puts) as f64;
         let line_bytes = lane.payload_bytes as f64 + 1.0;
         let Totals { puts, put_payloads, put_bytes, .. } = totals;
         let on_their_way = after.accepted.saturating_sub(after.put_payloads);
         Batches {
+            payloads: (after.put_payloads - before.put_payloads) as f64 / objects,
+            puts_per_s: objects / window_s,
             on_their_way_bytes: on_their_way as f64 * lane.payload_bytes as f64,
             object_bytes: put_bytes as f64 / puts as f64,
             compression: put_payloads as f64 * line_bytes / put_bytes as f64,

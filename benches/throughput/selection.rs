@@ -1,11 +1,10 @@
 //! The command line of `throughput`: which lanes and servers.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-use crate::lanes::{Kind, LANES, Lane, Sink};
+use crate::lanes::{Kind, LANES, Lane, PutLatency, Sink};
 use crate::options::{
     Defaults, Options, duration, is_trial, list, list_option, number, option, text,
 };
@@ -25,7 +24,7 @@ pub struct Selection {
     connections: Option<usize>,
     payloads: Option<usize>,
     payload_bytes: Option<usize>,
-    store_latency: Option<Duration>,
+    store_latency: Option<PutLatency>,
     rate: Option<f64>,
     lanes: Vec<String>,
     variants: Vec<Variant>,
@@ -55,7 +54,7 @@ impl Selection {
             connections: number(matches, "connections")?,
             payloads: number(matches, "payloads")?,
             payload_bytes: text(matches, "payload-bytes").map(bytes).transpose()?,
-            store_latency: duration(matches, "store-latency")?,
+            store_latency: store_latency(matches)?,
             rate: text(matches, "rate")
                 .map(|rate| rate.parse().map_err(|_| format!("{rate}: not a number")))
                 .transpose()?,
@@ -141,6 +140,8 @@ fn command() -> Command {
         .arg(option("payloads", "N", "Payloads a request [default: the lane's]"))
         .arg(option("payload-bytes", "SIZE", "Bytes of a payload [default: the lane's]"))
         .arg(option("store-latency", "TIME", "How long the sink waits before it answers a PUT [default: the lane's]"))
+        .arg(option("store-latency-p99", "TIME", "Makes that a median, with a tail as long as this [default: none]")
+            .requires("store-latency"))
         .arg(option("rate", "N", "Requests a second of the open-loop lanes [default: half the lower peak]"))
         .arg(list_option("lanes", "NAMES", "Which lanes, with commas [default: all]"))
         .arg(list_option("variants", "NAMES", "Which servers, with commas").default_value(USUAL)
@@ -148,6 +149,17 @@ fn command() -> Command {
         .arg(option("record", "DIR", "Where CSV and SVG go [default: benches/record/<date>-<host>]"))
         .arg(Arg::new("no-record").long("no-record").action(ArgAction::SetTrue).help("Write neither"));
     Options::arguments(command, &Defaults { duration: "1500ms", warm_up: "700ms", rounds: "9" })
+}
+
+fn store_latency(matches: &ArgMatches) -> Result<Option<PutLatency>, String> {
+    let p99 = duration(matches, "store-latency-p99")?;
+    let Some(median) = duration(matches, "store-latency")? else { return Ok(None) };
+    match p99.unwrap_or(median) {
+        p99 if p99 < median || (median.is_zero() && !p99.is_zero()) => {
+            Err("--store-latency-p99 is less than --store-latency, or that is 0".into())
+        }
+        p99 => Ok(Some(PutLatency { median, p99 })),
+    }
 }
 
 fn bytes(text: &str) -> Result<usize, String> {

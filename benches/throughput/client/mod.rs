@@ -244,7 +244,7 @@ impl Station {
     ) -> io::Result<Station> {
         let poll = Poll::new()?;
         poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
-        let sink = Sink::new(listener, &share.lane);
+        let sink = Sink::new(listener, &share.lane, share.seed ^ share.at as u64);
         Ok(Station { shared, at: share.at, load: Load::new(share, traffic), sink, poll })
     }
 

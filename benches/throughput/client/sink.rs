@@ -17,7 +17,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::batches::{Batch, Batches};
 use super::sink_token;
-use crate::lanes::{self, Lane};
+use crate::lanes::{self, Lane, PutLatency};
 use crate::server::{BUCKET, PREFIX};
 
 const STORED: &[u8] =
@@ -36,8 +36,9 @@ pub(super) struct Sink {
     vacant: Vec<usize>,
     /// Where a read filled the buffer.
     unread: Vec<usize>,
-    latency: Duration,
-    /// Answers that are not due yet, in order: all wait equally long.
+    latency: PutLatency,
+    rng: fastrand::Rng,
+    /// Answers that are not due yet, the next one first.
     answers: VecDeque<(Instant, usize)>,
     /// A hash of every key put.
     keys: Vec<u64>,
@@ -75,10 +76,10 @@ pub(super) fn listen(address: Option<SocketAddr>) -> io::Result<TcpListener> {
 }
 
 impl Sink {
-    pub(super) fn new(listener: TcpListener, lane: &Lane) -> Sink {
+    pub(super) fn new(listener: TcpListener, lane: &Lane, seed: u64) -> Sink {
         let latency = match lane.store {
             lanes::Sink::S3 { latency } => latency,
-            lanes::Sink::Null => Duration::ZERO,
+            lanes::Sink::Null => PutLatency::always(Duration::ZERO),
         };
         Sink {
             listener,
@@ -86,6 +87,7 @@ impl Sink {
             vacant: Vec::new(),
             unread: Vec::new(),
             latency,
+            rng: fastrand::Rng::with_seed(seed),
             answers: VecDeque::new(),
             keys: Vec::with_capacity(1 << 20),
             batches: lane.batches.then(|| Batches::new(lane)),
@@ -144,7 +146,7 @@ impl Sink {
     fn forget(&mut self, index: usize) -> Result<(), String> {
         self.conns[index] = None;
         // Not before the next round: an answer may still be due on it.
-        if self.latency.is_zero() {
+        if self.latency.p99.is_zero() {
             self.vacant.push(index);
         }
         Ok(())
@@ -218,10 +220,13 @@ impl Sink {
             (Some(batches), Some(batch)) => batches.received(batch)?,
             _ => 1,
         };
-        if self.latency.is_zero() {
+        if self.latency.p99.is_zero() {
             return self.answer(index, STORED);
         }
-        self.answers.push_back((Instant::now() + self.latency, index));
+        let due = Instant::now() + self.latency.draw(&mut self.rng);
+        // At the end, if all take equally long.
+        let at = self.answers.partition_point(|(other, _)| *other <= due);
+        self.answers.insert(at, (due, index));
         Ok(())
     }
 
