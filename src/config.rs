@@ -18,6 +18,7 @@ mod bodies;
 mod cors;
 mod faults;
 mod file_mode;
+mod h2;
 mod layers;
 mod listen;
 mod meta;
@@ -33,6 +34,7 @@ pub use bodies::{ObjectBody, Paths};
 pub use cors::CorsOrigins;
 pub use faults::{FaultPlan, Poison};
 pub use file_mode::FileMode;
+pub use h2::{H2Offer, H2Options};
 pub use layers::{Effective, Environment, Flags, HostContext, SettingSource, SettingValue};
 pub use listen::ListenAddress;
 pub use meta::{META_HEADER_BYTES_MAX, MetaEntry};
@@ -55,6 +57,7 @@ pub struct Config {
     pub admin_tls: bool,
     /// Set if any address has TLS.
     pub tls: Option<TlsOptions>,
+    pub h2: H2Options,
     /// Whether the ingest listener answers `/healthz` and `/readyz` too.
     pub ingest_health: bool,
     /// The paths that take payloads.
@@ -488,6 +491,7 @@ fn read(r: &mut SettingsReader<'_>, cores_allowed: &[usize]) -> Config {
         admin_listen,
         admin_tls,
         tls: tls::read(r),
+        h2: h2::read(r),
         ingest_health: r.take("INGEST_HEALTH", value::on_or_off),
         paths: r.take("PATHS", Paths::parse),
         bind_wait: r.take("BIND_WAIT", time(Duration::ZERO..=5 * MINUTE)),

@@ -18,6 +18,7 @@ use std::rc::Rc;
 use crate::http::body::BodyReader;
 use crate::http::body_memory::BodyMemory;
 use crate::http::cors::Cors;
+use crate::http::h2::H2Bounds;
 use crate::http::health::HealthPages;
 use crate::http::quotas::QuotaGate;
 use crate::http::server::{Conns, Server};
@@ -73,6 +74,7 @@ impl Core {
                     .map(|readiness| HealthPages { readiness, stop: stop.clone() }),
                 cors: Cors::of(config),
             },
+            h2: H2Bounds::new(config, limits.body_bytes, cells),
             faults: ConnFaults::new(config.faults.as_ref(), setup.index as u64),
             stop: stop.clone(),
             intake: pipeline.intake(config),

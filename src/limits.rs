@@ -13,6 +13,7 @@ use crate::config::{Config, S3Client};
 use crate::deadletter::DEAD_LETTER_HEAD_BYTES;
 use crate::http::CONNECTION_BYTES;
 use crate::http::body::DECODERS_BYTES_MAX;
+use crate::http::h2::h2_bytes;
 use crate::http::quotas::quota_bytes;
 use crate::http::split::splitter_bytes;
 use crate::net;
@@ -151,7 +152,7 @@ impl Limits {
         });
         let spool_files = c.spool.as_ref().map_or(0, spool::files);
         let parsing = splitter_bytes(c.max_queue, c.max_length);
-        let kept = parsing + DECODERS_BYTES_MAX + net::POOL_BYTES + quota_bytes(c);
+        let kept = parsing + DECODERS_BYTES_MAX + net::POOL_BYTES + quota_bytes(c) + h2_bytes(c);
         let core_files = |connections: usize| {
             let listeners = (c.listen.len() - 1) * FILES_PER_LISTENER;
             connections + c.max_workers * FILES_PER_WORKER + CORE_FILES + listeners + spool_files

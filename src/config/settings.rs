@@ -61,6 +61,7 @@ pub fn markdown_table() -> String {
 
 const LISTENING: &str = "Listening";
 const TLS: &str = "TLS (for addresses given as https://)";
+const HTTP2: &str = "HTTP/2";
 const LIMITS: &str = "Cores and limits (per core unless stated otherwise)";
 const CLIENTS: &str = "Clients";
 const STORING: &str = "Storing";
@@ -107,6 +108,13 @@ pub const SETTINGS: &[Setting] = &[
         "Maximum time from the beginning of a connection to the end of its TLS handshake, up to 1m."),
     row(TLS, "TLS_HANDSHAKES", "N", "512",
         "TLS handshakes in progress per core, 1 to 1000000. Beyond it the oldest that has taken 1s is closed for a new one; if there is none, the new connection is closed."),
+
+    row(HTTP2, "H2", "WHERE", "tls",
+        "Where HTTP/2 is spoken besides HTTP/1.1: `tls`, on `https://` addresses, to clients that ask for it (ALPN); `all`, also on the others, to clients that begin with it (prior knowledge, h2c); `off`."),
+    row(HTTP2, "H2_CONNECTIONS", "N", "1024",
+        "Open HTTP/2 connections per core, 1 to 1000000; they count in MAX_CONNECTIONS too. Beyond it `https://` addresses offer HTTP/1.1 only, and connections that begin with HTTP/2 are closed."),
+    row(HTTP2, "H2_STREAMS", "N", "100",
+        "Requests that one HTTP/2 connection may have in progress, 1 to 1000. Further ones are refused (REFUSED_STREAM)."),
 
     row(LIMITS, "CORES", "LIST", "all",
         "CPU cores, one pinned executor each: `all` that this process may use, or a list of them such as `0-3,8`."),

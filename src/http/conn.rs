@@ -4,6 +4,8 @@
 //! does not take, and what follows on the connection until that is silent, is for
 //! [hyper](super::through_hyper).
 //!
+//! A connection that speaks HTTP/2 is [served by hyper](super::h2) as a whole.
+//!
 //! The deadlines are ours because hyper's header timeout sends no reply and also runs on idle
 //! connections. A connection has one alarm, which is reset only after it has fired or when it would
 //! fire too late, so a request costs no timer operation. hyper never closes the socket: after the
@@ -16,7 +18,7 @@ use std::io;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::rc::Rc;
-use std::task::{Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use crate::rt::{self, TaskKind};
@@ -24,6 +26,7 @@ use futures_lite::FutureExt;
 
 use super::client_stream::ClientStream;
 use super::fast::{self, FastEnd};
+use super::h2;
 use super::phase::{BodyEnd, ConnPhase, ConnState};
 use super::proxied::ProxiedConn;
 use super::reply::HEAD_TIMEOUT;
@@ -46,6 +49,8 @@ pub(super) enum ConnEnd {
     GaveWay,
     /// There is no TLS session. Its client is to get these bytes.
     NotSecured(&'static [u8]),
+    /// HTTP/2 ends with these bytes.
+    LastWords(Vec<u8>),
     /// Silent for [`QUIET_AFTER`], and hyper holds no state that the next request needs.
     Quiet,
 }
@@ -137,6 +142,7 @@ pub(super) async fn serve(
     let last: &[u8] = match end {
         ConnEnd::IdleOverdue | ConnEnd::GaveWay | ConnEnd::Quiet => return stream.say_goodbye(),
         ConnEnd::NotSecured(last) => last,
+        ConnEnd::LastWords(ref last) => last,
         // Its client has closed first, as most do: nobody waits for anything.
         ConnEnd::Done if state.gone.get() && stream.has_sent() => return stream.say_goodbye(),
         ConnEnd::Done => b"",
@@ -166,6 +172,9 @@ impl Conn<'_> {
     /// Serves requests until the connection ends.
     async fn serve(self, alarm: &mut Alarm, readers: Readers) -> ConnEnd {
         assert!(self.stream.is_ready(), "no request is read before the handshake is complete");
+        if self.stream.is_h2() {
+            return Box::pin(h2::serve(self, Vec::new(), alarm)).await;
+        }
         loop {
             let held = match readers {
                 Readers::Both => match fast::serve(self, alarm).await {
@@ -174,6 +183,9 @@ impl Conn<'_> {
                 },
                 Readers::Hyper => Vec::new(),
             };
+            if readers == Readers::Both && self.begins_h2(&held) {
+                return Box::pin(h2::serve(self, held, alarm)).await;
+            }
             // Boxed so that an idle connection can drop hyper's state.
             match Box::pin(through_hyper::serve(self, held, alarm)).await {
                 ConnEnd::Quiet => {
@@ -185,6 +197,25 @@ impl Conn<'_> {
                 end => return end,
             }
         }
+    }
+
+    /// Whether the connection begins with HTTP/2, and may. `held` was read of it already, and what comes
+    /// next has arrived or is not needed.
+    fn begins_h2(self, held: &[u8]) -> bool {
+        let Conn { server, state, stream, .. } = self;
+        if self.stream.is_tls() || state.has_asked() {
+            return false;
+        }
+        if !held.is_empty() {
+            return server.h2.begins(held);
+        }
+        let mut begins = false;
+        let mut unwoken = Context::from_waker(Waker::noop());
+        let _peeked = stream.poll_read_with(&mut unwoken, |arrived| {
+            begins = server.h2.begins(arrived);
+            0
+        });
+        begins
     }
 
     /// Polls `work`, which serves requests, and the connection's deadlines until one of them ends.

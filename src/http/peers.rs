@@ -197,6 +197,12 @@ impl Tally {
         self.received.set(self.received.get() + bytes as u64);
     }
 
+    /// Counts `bytes` that were received as received by `other`.
+    pub(super) fn cede(&self, bytes: usize, other: &Tally) {
+        self.handed_over.set(self.handed_over.get() + bytes as u64);
+        other.received_more(bytes);
+    }
+
     /// Adds a request that ended at `now` with `status`, `payloads` of which were admitted, sent
     /// with `token`.
     pub fn request(&self, now: Instant, status: u16, payloads: usize, token: TokenId) {
@@ -215,7 +221,9 @@ impl Tally {
     /// What is new since the last call, if anything.
     fn take(&self) -> Option<Activity> {
         let mut activity = self.activity.take();
-        activity.bytes = self.received.get() - self.handed_over.replace(self.received.get());
+        // What was ceded may be more than what came since.
+        let before = self.handed_over.replace(self.received.get());
+        activity.bytes = self.received.get().saturating_sub(before);
         let is_new = activity.requests > 0 || activity.bytes > 0;
         is_new.then_some(activity)
     }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use super::client_stream::ClientStream;
 use super::conn::ConnEnd;
 use super::eviction::{ConnActivity, FIRST_HEAD_LEAST, IDLE_LEAST, LINGER_LEAST};
+use super::h2::{H2Link, HeldBack};
 use super::head_tracker::HeadTracker;
 use super::peer::{ClientOrigin, Peer};
 use super::peers::Tally;
@@ -38,9 +39,12 @@ pub(super) enum ConnPhase {
     Working,
 }
 
-/// The state of one open connection. The core's list also holds it, to wake the connection when a
-/// stop proceeds.
+/// The state of one open connection, or of one stream of an HTTP/2 connection, which is to its
+/// request what a connection is to an HTTP/1.1 request. The core's list also holds that of a
+/// connection, to wake it when a stop proceeds.
 pub(super) struct ConnState {
+    /// The connection whose stream this is; `None`: it is a connection.
+    of: Option<Rc<H2Link>>,
     pub(super) origin: ClientOrigin,
     pub(super) phase: Cell<ConnPhase>,
     /// When the phase began, or when the peer last got its whole limit again.
@@ -56,7 +60,7 @@ pub(super) struct ConnState {
     pub(super) unsent: Cell<bool>,
     pub(super) arrived: HeadTracker,
     /// What has come from the peer.
-    pub(super) tally: Tally,
+    pub(super) tally: Rc<Tally>,
     pub(super) standing: Standing,
     /// Set while a deadline has passed and the bytes that had arrived by then are being read.
     late_read: Cell<Option<LateRead>>,
@@ -152,12 +156,30 @@ impl LateRead {
 impl ConnState {
     /// The state of a connection that was just accepted.
     pub(super) fn new(stream: &Rc<ClientStream>) -> Rc<ConnState> {
-        Rc::new(ConnState {
-            origin: ClientOrigin::new(stream.peer_ip()),
-            body: BodyState { stream: Rc::downgrade(stream), ..BodyState::default() },
+        let origin = ClientOrigin::new(stream.peer_ip());
+        let body = BodyState { stream: Rc::downgrade(stream), ..BodyState::default() };
+        Rc::new(ConnState::begin(origin, body, Rc::default(), None))
+    }
+
+    /// The state of a stream that begins.
+    pub(super) fn of_stream(link: Rc<H2Link>, tally: Rc<Tally>) -> Rc<ConnState> {
+        let origin = ClientOrigin::new(link.conn.origin.connection());
+        Rc::new(ConnState::begin(origin, BodyState::default(), tally, Some(link)))
+    }
+
+    fn begin(
+        origin: ClientOrigin,
+        body: BodyState,
+        tally: Rc<Tally>,
+        of: Option<Rc<H2Link>>,
+    ) -> ConnState {
+        ConnState {
+            of,
+            origin,
+            body,
             standing: Standing::default(),
             arrived: HeadTracker::default(),
-            tally: Tally::default(),
+            tally,
             late_read: Cell::new(None),
             phase: Cell::new(ConnPhase::Idle),
             since: Cell::new(rt::now()),
@@ -165,7 +187,32 @@ impl ConnState {
             clean: Cell::new(true),
             unsent: Cell::new(false),
             waker: RefCell::new(None),
-        })
+        }
+    }
+
+    /// Whether it is that of a stream.
+    pub(super) fn is_stream(&self) -> bool {
+        self.of.is_some()
+    }
+
+    /// Stops reading from the connection of a stream until the guard is dropped. Streams share a
+    /// connection, so what is not read of one of them would fill memory that no budget has.
+    pub(super) fn hold_back(&self) -> Option<HeldBack> {
+        self.of.as_ref().map(H2Link::hold_back)
+    }
+
+    /// When it was last known that nothing of the body had arrived that was not read. Not later than
+    /// `now`.
+    pub(super) fn was_read_at(&self, now: Instant) -> Instant {
+        self.of.as_ref().map_or(now, |link| link.was_read_at(now))
+    }
+
+    /// The request of a trusted proxy has been answered. What came of its body on a stream counts as
+    /// received from its client, and no longer from the proxy.
+    pub(super) fn claim_received(&self) {
+        if let Some(link) = &self.of {
+            link.conn.tally.cede(self.body.received.get(), &self.tally);
+        }
     }
 
     /// The exact address of the current request's client, between requests that of the
@@ -176,10 +223,11 @@ impl ConnState {
 
     /// The connection, if its client has a certificate.
     pub(super) fn certificate(&self) -> Option<Rc<ClientStream>> {
-        if !self.origin.has_certificate() {
+        let conn = self.of.as_ref().map_or(self, |link| &link.conn);
+        if !conn.origin.has_certificate() {
             return None;
         }
-        self.body.stream.upgrade()
+        conn.body.stream.upgrade()
     }
 
     /// What counts as the current request's client, between requests as the connection's.
@@ -297,6 +345,27 @@ impl ConnState {
         // Other tasks run before the next poll.
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// A deadline was acted on; the next one reads anew what has arrived by then.
+    pub(super) fn deadline_acted_on(&self) {
+        self.late_read.set(None);
+    }
+
+    /// Whether the head of its first request was complete.
+    pub(super) fn has_asked(&self) -> bool {
+        self.standing.has_asked.get()
+    }
+
+    /// A request of an HTTP/2 connection begins.
+    pub(super) fn stream_begins(&self) {
+        self.standing.has_asked.set(true);
+    }
+
+    /// The process was paused: the peer gets the whole time for its body again.
+    pub(super) fn begins_again(&self, now: Instant) {
+        self.since.set(now);
+        self.body.window.set(None);
     }
 
     /// The head is complete; the body is read from now on.
@@ -417,7 +486,10 @@ impl ConnState {
 
     /// The answer is ready. `length` is the length of the request's body, if known.
     pub(super) fn request_ended(&self, length: Option<u64>, now: Instant) {
-        self.clean.set(self.arrived.end_of_request(length));
+        match &self.of {
+            None => self.clean.set(self.arrived.end_of_request(length)),
+            Some(link) => link.request_ended(now),
+        }
         self.enter(ConnPhase::Idle, now);
     }
 }

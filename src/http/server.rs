@@ -12,6 +12,7 @@ use futures_lite::FutureExt;
 use super::body::BodyReader;
 use super::client_stream::ClientStream;
 use super::eviction::{Choice, ConnActivity, EvictionOrder, FIRST_HEAD_LEAST};
+use super::h2::H2Bounds;
 use super::peer::Peer;
 use super::peers::PeerTables;
 use super::phase::ConnState;
@@ -21,7 +22,7 @@ use super::split::BodySplitter;
 use super::tokenless::Tokenless;
 use super::tokens::TokenGate;
 use crate::config::Config;
-use crate::metrics::{Cell64, CoreCells, ProxyRefusal};
+use crate::metrics::{Cell64, CoreCells, H2Closed, ProxyRefusal};
 use crate::net::Net;
 use crate::rt;
 use crate::stop::Stop;
@@ -43,6 +44,7 @@ pub struct Server {
     pub quotas: Option<QuotaGate>,
     /// What needs no token in any case, and what browsers are told.
     pub tokenless: Tokenless,
+    pub h2: H2Bounds,
     pub faults: ConnFaults,
     pub stop: Rc<Stop>,
     /// The entrance of the pipeline for `POST /payloads`.
@@ -80,6 +82,8 @@ pub(super) struct ConnLogs {
     full: RefCell<Throttle>,
     /// About TLS on addresses without it.
     pub(super) tls_on_plain: RefCell<Throttle>,
+    /// About HTTP/2 connections that were closed, by reason.
+    pub(super) h2_closed: RefCell<[Throttle; H2Closed::NAMES.len()]>,
     /// About connections to listeners with `proxy=`, by reason.
     pub(super) proxy_refusals: RefCell<[Throttle; ProxyRefusal::NAMES.len()]>,
 }
@@ -90,6 +94,7 @@ impl Default for ConnLogs {
             panics: RefCell::default(),
             full: RefCell::default(),
             tls_on_plain: RefCell::new(Throttle::per_minute()),
+            h2_closed: RefCell::new(std::array::from_fn(|_| Throttle::per_minute())),
             proxy_refusals: RefCell::new(std::array::from_fn(|_| Throttle::per_minute())),
         }
     }
@@ -317,6 +322,7 @@ impl Conns {
     /// A request of a trusted proxy has been answered: hands over what it has done to the table of
     /// its client.
     pub(super) fn forwarded_request_ended(&self, state: &ConnState) {
+        state.claim_received();
         self.peers.hand_over(state);
         state.origin.request_ended();
     }

@@ -15,6 +15,7 @@ use crate::http::body::BodyReader;
 use crate::http::body_memory::BodyMemory;
 use crate::http::cors::Cors;
 use crate::http::facts::FactsWanted;
+use crate::http::h2::H2Bounds;
 use crate::http::peers::{Measure, PeerBoard, Row};
 use crate::http::quotas::{QuotaGate, SharedQuotas};
 use crate::http::request::Intake;
@@ -115,6 +116,7 @@ impl Bench {
         };
         let gate = tokens.as_ref().map(|of| TokenGate::new(of, 0, TokenPlaces::of(config)));
         let server = Rc::new(Server {
+            h2: H2Bounds::new(config, BYTES, cells),
             config: config.clone(),
             net: net.clone(),
             cells,

@@ -47,7 +47,10 @@ pub(in crate::http) async fn process(
     let passed = match wanted.quota.take() {
         None => Ok(None),
         Some(Judged::Passed(spending)) => Ok(Some(spending)),
-        Some(Judged::Waits(buckets)) => buckets.wait().await.map(Some),
+        Some(Judged::Waits(buckets)) => {
+            let _not_read = state.hold_back();
+            buckets.wait().await.map(Some)
+        }
         Some(Judged::Refused(throttled)) => Err(throttled),
     };
     let spending = match passed {

@@ -193,7 +193,7 @@ fn http_1_1_is_agreed_on_or_nothing() {
     let error = with(&["spdy/3"]).err().unwrap();
     assert!(error.to_string().contains("NoApplicationProtocol"), "{error}");
     server.wait("it is counted", |_| refusals(&server, "incompatible") == 1);
-    server.wait_logged("offers other protocols than http/1.1");
+    server.wait_logged("offers other protocols than this server speaks");
 }
 
 /// Whichever core a client comes to: the ticket of one is good for all.
