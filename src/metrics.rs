@@ -492,8 +492,8 @@ pub struct CoreCells {
     pub h2_closed: [Cell64; H2Closed::NAMES.len()],
     /// TLS handshakes that offered HTTP/1.1 only, because `h2_connections_max` were open.
     pub h2_not_offered: Cell64,
-    /// Requests whose client reset them before they were answered.
-    pub h2_requests_reset: Cell64,
+    /// Streams that clients have reset.
+    pub h2_resets: Cell64,
     /// Answers that were dropped because their client left no room for them.
     pub h2_answers_unread: Cell64,
     /// Requests of trusted proxies whose client is in doubt, by [`ForwardedFlaw`].
@@ -737,9 +737,7 @@ const COUNTERS: [(&str, &str, Read); 35] = [
     ("h2_not_offered", "TLS handshakes without HTTP/2 because H2_CONNECTIONS were open", |c| {
         c.h2_not_offered.value()
     }),
-    ("h2_requests_reset", "HTTP/2 requests that their client reset before the answer", |c| {
-        c.h2_requests_reset.value()
-    }),
+    ("h2_resets", "Streams that HTTP/2 clients have reset", |c| c.h2_resets.value()),
     (
         "h2_answers_unread",
         "HTTP/2 answers dropped because their client left no room for them within IDLE_TIMEOUT",

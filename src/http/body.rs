@@ -121,13 +121,13 @@ impl BodyReader {
     pub(super) async fn read(
         &self,
         state: &ConnState,
-        mut body: Incoming,
+        body: &mut Incoming,
     ) -> Result<ChargedBytes, BodyError> {
         let max = self.length_max;
         // hyper returns no more bytes than were announced.
         let room = body.size_hint().exact().map_or(max, |length| length.min(max as u64) as usize);
         let receiving = Receiving::begin(&self.memory, state, self.memory.buffer(room)?);
-        while let Some(data) = next_data(&mut body).await? {
+        while let Some(data) = next_data(body).await? {
             let mut bytes = state.body.bytes.borrow_mut();
             let bytes = bytes.as_mut().ok_or(BodyError::Evicted)?;
             append(&self.memory, bytes, &data, max, Some(state))?;
@@ -143,9 +143,9 @@ impl BodyReader {
     pub(super) async fn discard(
         &self,
         state: &ConnState,
-        mut body: Incoming,
+        body: &mut Incoming,
     ) -> Result<(), BodyError> {
-        while let Some(data) = next_data(&mut body).await? {
+        while let Some(data) = next_data(body).await? {
             state.body.received.set(state.body.received.get() + data.len());
         }
         Ok(())
@@ -217,7 +217,7 @@ impl Drop for Receiving<'_> {
 }
 
 /// The next piece of the body; trailers are skipped.
-async fn next_data(body: &mut Incoming) -> Result<Option<Bytes>, BodyError> {
+pub(super) async fn next_data(body: &mut Incoming) -> Result<Option<Bytes>, BodyError> {
     loop {
         match poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await {
             None => return Ok(None),

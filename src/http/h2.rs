@@ -49,7 +49,7 @@ use crate::http::HEAD_BYTES_MAX;
 use crate::metrics::tokens::TokenId;
 use crate::metrics::{CoreCells, H2Closed};
 use crate::rt;
-use link::{OpenStream, StreamSpawner};
+use link::{StreamSpawner, StreamTask};
 use socket::FramedSocket;
 
 pub(super) use link::{H2Link, HeldBack};
@@ -209,11 +209,15 @@ pub(super) async fn serve(conn: Conn<'_>, held: Vec<u8>, alarm: &mut Alarm) -> C
                 return Poll::Ready(H2End::Library(done));
             }
             let mut progressed = 0;
-            for stream in link.spawned.borrow_mut().drain(..) {
-                streams.push(polled(stream, server));
-            }
-            while let Poll::Ready(Some(())) = streams.poll_next_unpin(cx) {
-                progressed += 1;
+            loop {
+                for task in link.spawned.borrow_mut().drain(..) {
+                    streams.push(polled(task, server));
+                }
+                match streams.poll_next_unpin(cx) {
+                    Poll::Ready(Some(())) => progressed += 1,
+                    Poll::Ready(None) | Poll::Pending if link.spawned.borrow().is_empty() => break,
+                    Poll::Ready(None) | Poll::Pending => {}
+                }
             }
             // What they have answered is sent now.
             if progressed == 0 {
@@ -232,8 +236,11 @@ pub(super) async fn serve(conn: Conn<'_>, held: Vec<u8>, alarm: &mut Alarm) -> C
 }
 
 /// Polls a stream until nothing is left to do.
-async fn polled(mut stream: OpenStream, server: &Server) {
-    poll_fn(|cx| stream.poll_work(cx, server)).await;
+async fn polled(task: StreamTask, server: &Server) {
+    match task {
+        StreamTask::Open(mut stream) => poll_fn(|cx| stream.poll_work(cx, server)).await,
+        StreamTask::Rest(rest) => rest.await,
+    }
 }
 
 /// How a connection ended.

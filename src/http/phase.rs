@@ -8,6 +8,8 @@ use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
+use hyper::body::Incoming;
+
 use super::client_stream::ClientStream;
 use super::conn::ConnEnd;
 use super::eviction::{ConnActivity, FIRST_HEAD_LEAST, IDLE_LEAST, LINGER_LEAST};
@@ -199,6 +201,14 @@ impl ConnState {
     /// connection, so what is not read of one of them would fill memory that no budget has.
     pub(super) fn hold_back(&self) -> Option<HeldBack> {
         self.of.as_ref().map(H2Link::hold_back)
+    }
+
+    /// The rest of a body is not wanted. That of a stream is read and dropped meanwhile, so that its
+    /// client, which is still sending, gets the answer.
+    pub(super) fn leave_unread(&self, body: Incoming) {
+        if let Some(link) = &self.of {
+            link.drop_rest(body);
+        }
     }
 
     /// When it was last known that nothing of the body had arrived that was not read. Not later than

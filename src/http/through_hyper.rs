@@ -99,15 +99,18 @@ pub(super) async fn handle(
     let framing = BodyFraming { chunked, content_length };
     let checked = head::check(&request, framing).map_err(Answer::BadHead);
     let handling = Handling::begin(server, state, request.headers(), length, started);
-    let (head, body) = request.into_parts();
+    let (head, mut body) = request.into_parts();
     let wanted = checked.and_then(|()| judge(server, &handling, &head));
     // While the body arrives, the head's fields and their buffer would outweigh the rest of the
     // connection.
     let room = emptied(head);
     let (answer, body_left) = match wanted {
-        Ok(wanted) => process(server, state, wanted, body, handling.token()).await,
+        Ok(wanted) => process(server, state, wanted, &mut body, handling.token()).await,
         Err(refusal) => (refusal, !body.is_end_stream()),
     };
+    if body_left {
+        state.leave_unread(body);
+    }
     let (response, _now) = handling.reply(answer, body_left, room);
     response
 }
@@ -136,7 +139,7 @@ fn emptied(head: Parts) -> HeaderMap {
     if headers.capacity() <= FIELDS_KEPT { headers } else { HeaderMap::new() }
 }
 
-impl BodySource for Incoming {
+impl BodySource for &mut Incoming {
     fn is_empty(&self) -> bool {
         self.is_end_stream()
     }

@@ -182,6 +182,8 @@ pub(super) struct InboundFrames {
     is_head: bool,
     /// The highest stream that has begun.
     last_stream: u32,
+    /// Streams that were reset.
+    resets: u64,
 }
 
 impl InboundFrames {
@@ -228,6 +230,7 @@ impl InboundFrames {
             }
             DATA => length > 0 || flags & END_STREAM != 0,
             RST_STREAM => {
+                self.resets += 1;
                 return match budgets.resets.spend(1, rt::now) {
                     true => Ok(()),
                     false => Err(H2Closed::Resets),
@@ -249,6 +252,11 @@ impl InboundFrames {
 
     pub(super) fn last_stream(&self) -> u32 {
         self.last_stream
+    }
+
+    /// Streams that the client has reset since the last call.
+    pub(super) fn take_resets(&mut self) -> u64 {
+        std::mem::take(&mut self.resets)
     }
 }
 

@@ -6,11 +6,14 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use hyper::body::Incoming;
 use slab::Slab;
 
 use super::frames::{FrameBudgets, InboundFrames, OutboundFrames};
 use crate::config::Config;
-use crate::http::BODY_RATE_WINDOW;
+use crate::deadline::within;
+use crate::http::body::next_data;
+use crate::http::{BODY_RATE_WINDOW, LINGER_BYTES_MAX, LINGER_TIME_MAX};
 use crate::http::peers::Tally;
 use crate::http::phase::{BodyEnd, ConnPhase, ConnState};
 use crate::http::server::Server;
@@ -32,7 +35,7 @@ pub(in crate::http) struct H2Link {
     /// The stream whose request hyper has just handed over.
     begun: RefCell<Option<Rc<ConnState>>>,
     /// Streams that have begun since the last look.
-    pub(super) spawned: RefCell<Vec<OpenStream>>,
+    pub(super) spawned: RefCell<Vec<StreamTask>>,
     /// No stream has a deadline before this one: since when, and how long.
     next: Cell<Option<(Instant, Duration)>>,
     /// When all that had arrived was read, the last time that it was.
@@ -137,6 +140,21 @@ impl H2Link {
         }
     }
 
+    /// Reads the rest of a body that nobody wants and drops it, up to a limit, and then resets its
+    /// stream. Some clients do not look at an answer that is followed by a reset while they send.
+    pub(in crate::http) fn drop_rest(&self, mut body: Incoming) {
+        let rest = async move {
+            let mut left = LINGER_BYTES_MAX;
+            while left > 0
+                && let Ok(Some(data)) = next_data(&mut body).await
+            {
+                left = left.saturating_sub(data.len());
+            }
+        };
+        let rest = Box::pin(within(LINGER_TIME_MAX, rest, || ()));
+        self.spawned.borrow_mut().push(StreamTask::Rest(rest));
+    }
+
     /// Wakes every stream.
     pub(super) fn wake_streams(&self) {
         self.open.borrow().iter().for_each(|(_, state)| state.wake());
@@ -145,6 +163,7 @@ impl H2Link {
     /// Everything was polled at `now`. Says since when a head is incomplete, if one is.
     pub(super) fn polled(&self, now: Instant) -> Option<Instant> {
         let mut wire = self.wire.borrow_mut();
+        self.cells.h2_resets.add(wire.inbound.take_resets());
         if wire.is_dry {
             self.read_at.set(now);
         }
@@ -228,6 +247,13 @@ impl H2Link {
     }
 }
 
+/// What the task of a connection does for its streams.
+pub(super) enum StreamTask {
+    Open(OpenStream),
+    /// Reads what is left of a body.
+    Rest(Pin<Box<dyn Future<Output = ()>>>),
+}
+
 /// A stream: hyper's work on it, from the request to the end of the answer. Dropping it resets what
 /// is not complete.
 pub(super) struct OpenStream {
@@ -263,7 +289,6 @@ impl Drop for OpenStream {
     fn drop(&mut self) {
         self.link.open.borrow_mut().remove(self.number);
         if self.state.phase.get() != ConnPhase::Idle {
-            self.link.cells.h2_requests_reset.inc();
             self.link.request_ended(rt::now());
             self.state.phase.set(ConnPhase::Idle);
         }
@@ -277,6 +302,6 @@ pub(super) struct StreamSpawner(pub(super) Rc<H2Link>);
 impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for StreamSpawner {
     fn execute(&self, work: F) {
         let stream = self.0.opened(Box::pin(work));
-        self.0.spawned.borrow_mut().push(stream);
+        self.0.spawned.borrow_mut().push(StreamTask::Open(stream));
     }
 }
