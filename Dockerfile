@@ -8,6 +8,19 @@ WORKDIR /src
 COPY . .
 RUN cargo build --locked --profile dist && mkdir /state
 
+# The bill of materials (CycloneDX) of a release, what is linked into the binary on x86-64 and on arm64:
+#   docker build --target sbom --output sbom .
+FROM rust:1.95-bookworm AS bill
+WORKDIR /src
+RUN cargo install --locked --version 0.5.9 cargo-cyclonedx
+COPY . .
+RUN for target in x86_64-unknown-linux-gnu aarch64-unknown-linux-gnu; do \
+        cargo cyclonedx --format json --spec-version 1.5 --describe binaries --no-build-deps \
+            --target "$target" --target-in-filename || exit 1; \
+    done && mkdir /bill && mv millrace*.cdx.json /bill/
+FROM scratch AS sbom
+COPY --from=bill /bill /
+
 FROM gcr.io/distroless/cc-debian12:nonroot
 COPY --from=build /src/target/dist/millrace /usr/local/bin/millrace
 COPY --from=build --chown=65532:65532 /state /var/lib/millrace

@@ -99,8 +99,13 @@ fn flags(matches: &ArgMatches) -> Flags {
     let text = |s: &Setting| matches.get_one::<String>(s.name).cloned();
     Flags {
         file: matches.get_one::<PathBuf>(CONFIG).cloned(),
-        values: SETTINGS.iter().filter_map(|s| Some((s.name, text(s)?))).collect(),
+        values: with_flags().filter_map(|s| Some((s.name, text(s)?))).collect(),
     }
+}
+
+/// The settings that have flags.
+fn with_flags() -> impl Iterator<Item = &'static Setting> {
+    SETTINGS.iter().filter(|s| !s.is_secret)
 }
 
 /// The id of `--config`; no setting has this name.
@@ -117,7 +122,8 @@ const DIR: &str = "DIR";
 const SETTINGS_HELP: &str = "\
 A setting's value comes from its flag (--max-workers), else the environment variable
 (MILLRACE_MAX_WORKERS or, if that is absent, MAX_WORKERS), else the TOML file (max_workers),
-else its default. MILLRACE_CONFIG names the TOML file, like --config.
+else its default. MILLRACE_CONFIG names the TOML file, like --config. ADMIN_TOKEN is a secret
+and so has no flag.
 Sizes and times have units: 64MiB, 1GB, 250ms, 10s, 5m.";
 
 /// What every command on dead letters reads.
@@ -178,7 +184,7 @@ fn command_line() -> clap::Command {
                      [env: MILLRACE_CONFIG]",
                 ),
         )
-        .args(SETTINGS.iter().map(setting_arg))
+        .args(with_flags().map(setting_arg))
         .subcommand(command("serve", "Serve requests until a signal (the default)", Reads::All))
         .subcommand(
             command(
@@ -239,7 +245,7 @@ fn group(name: &'static str, about: &'static str) -> clap::Command {
 fn command(name: &'static str, about: &'static str, reads: Reads) -> clap::Command {
     // An argument of the subcommand replaces the global one with its id in the help; clap still
     // shares the values.
-    let settings = SETTINGS.iter().map(|s| setting_arg(s).hide(!reads.explains(s)));
+    let settings = with_flags().map(|s| setting_arg(s).hide(!reads.explains(s)));
     let after = match reads {
         Reads::All => format!("Settings (`millrace --help` explains them):\n{}", flag_list()),
         Reads::Only(_) | Reads::AndUploads(_) => {
@@ -255,7 +261,7 @@ fn flag_list() -> String {
     for group in SETTINGS.chunk_by(|a, b| a.group == b.group) {
         list.push_str(&format!("  {}:\n", group[0].group));
         let mut line = String::from("   ");
-        for setting in group {
+        for setting in group.iter().filter(|s| !s.is_secret) {
             let flag = format!(" --{}", setting.flag());
             if line.len() + flag.len() > 100 {
                 list.push_str(&format!("{line}\n"));
@@ -389,7 +395,7 @@ mod tests {
             for own in own.iter().chain(&["--config <FILE>"]) {
                 assert!(help.contains(own), "{command} {own}:\n{help}");
             }
-            for s in SETTINGS {
+            for s in with_flags() {
                 let is_explained = help.contains(&format!("[env: {}]", s.env()));
                 assert_eq!(is_explained, settings.contains(&s.name), "{command} {}", s.name);
                 if ["serve", "check"].contains(&command) {
@@ -418,7 +424,7 @@ mod tests {
         let help = invoke("millrace --help").unwrap_err().to_string();
         // Wrapping may break a line anywhere.
         let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
-        for s in SETTINGS {
+        for s in with_flags() {
             assert!(help.contains(&format!("--{} <{}>", s.flag(), s.value)), "{}", s.name);
             assert!(help.contains(&format!("[env: {}]", s.env())), "{}", s.name);
             assert!(help.contains(&format!("[default: {}]", s.default)) || s.default.is_empty());

@@ -14,6 +14,7 @@ use crate::log::LogFormat;
 use crate::net::BLOCK;
 use crate::quota::Quota;
 
+mod admin;
 mod bodies;
 mod cors;
 mod faults;
@@ -30,6 +31,7 @@ mod settings;
 mod tls;
 mod value;
 
+pub use admin::{AdminToken, AdminTokenSource};
 pub use bodies::{ObjectBody, Paths};
 pub use cors::CorsOrigins;
 pub use faults::{FaultPlan, Poison};
@@ -58,6 +60,8 @@ pub struct Config {
     /// Set if any address has TLS.
     pub tls: Option<TlsOptions>,
     pub h2: H2Options,
+    /// `None`: there is none, and only a loopback address has all admin pages.
+    pub admin_token: Option<AdminTokenSource>,
     /// Whether the ingest listener answers `/healthz` and `/readyz` too.
     pub ingest_health: bool,
     /// The paths that take payloads.
@@ -283,17 +287,22 @@ pub enum ConfigError {
 
 impl ConfigError {
     /// An error about `value` on its own. `reason` may quote the text, so it is not shown if the
-    /// text is hidden.
+    /// text is hidden, all of it or a part.
     fn refuse(value: &SettingValue, reason: String) -> ConfigError {
         let help = value.setting.help;
-        let reason = if value.is_hidden() { format!("is not allowed: {help}") } else { reason };
+        // The reasons of settings that are secrets quote nothing.
+        let is_harmless = match value.setting.is_secret {
+            true => !value.may_be_foreign(),
+            false => !value.is_hidden() && value.shown() == value.text,
+        };
+        let reason = if is_harmless { reason } else { format!("is not allowed: {help}") };
         ConfigError::refuse_saying(value, reason)
     }
 
     /// An error about `value` whose `reason` does not quote the text.
     fn refuse_saying(value: &SettingValue, mut reason: String) -> ConfigError {
         let SettingValue { setting, .. } = value;
-        if value.is_hidden() {
+        if value.may_be_foreign() {
             let (name, env) = (setting.name, setting.env());
             reason += &format!(
                 " (if {name} belongs to another program, set {env}, even to nothing: then {name} is ignored)"
@@ -492,6 +501,7 @@ fn read(r: &mut SettingsReader<'_>, cores_allowed: &[usize]) -> Config {
         admin_tls,
         tls: tls::read(r),
         h2: h2::read(r),
+        admin_token: admin::read(r),
         ingest_health: r.take("INGEST_HEALTH", value::on_or_off),
         paths: r.take("PATHS", Paths::parse),
         bind_wait: r.take("BIND_WAIT", time(Duration::ZERO..=5 * MINUTE)),
@@ -563,6 +573,7 @@ fn segment_size(r: &mut SettingsReader<'_>) -> u64 {
 /// Checks relations between settings that are each valid on their own.
 fn check_relations(r: &mut SettingsReader<'_>, c: &Config) {
     meta::check(r, c);
+    admin::check(r, c);
     r.require(c.max_queue_bytes >= c.max_length, "MAX_QUEUE_BYTES", "MAX_LENGTH", |length| {
         format!(
             "is below {length}: a request of maximum length must fit; raise it or lower MAX_LENGTH"

@@ -2,6 +2,7 @@
 //! the admin listener, the store's names and credentials), starts the cores, and supervises their
 //! stop.
 
+mod access;
 mod admin;
 mod bind;
 mod certificates;
@@ -50,6 +51,7 @@ use crate::preflight;
 use crate::queue::job::Stamp;
 use crate::spool::takeover::instances::Home;
 use crate::tls::SharedTls;
+use access::{AdminAccess, SharedAdminToken};
 use admin::Admin;
 use certificates::{CertificateCollector, CertificateFiles, Certificates};
 use events::{ControlEvent, Events};
@@ -133,6 +135,8 @@ async fn start(
     let cells = metrics::cells(config.cores.len());
     let (tokens, token_metrics) = load_tokens(&config, &mut reloader)?;
     let certificates = load_certificates(&config, &mut reloader)?;
+    let (admin_token, admin_token_file) = access::load(config.admin_token.as_ref())?;
+    reloader.follow_admin_token(admin_token_file);
     let quotas = SharedQuotas::new(&config, epoch);
     let directory = &config.dead_letter_dir;
     let dead_letters = DeadLetters::open(directory, config.dead_letter_max)
@@ -188,7 +192,7 @@ async fn start(
     }
     let admin_tls = certificates.as_ref().filter(|_| config.admin_tls);
     let admin_tls = admin_tls.map(|certificates| certificates.shared.clone());
-    let admin = start_admin(&bind, config.admin_listen, admin_tls, admin).await?;
+    let admin = start_admin(&bind, config.admin_listen, admin_tls, admin, admin_token).await?;
     let spare = spare_cpus(&config.cores);
     let mut core_channels = Vec::new();
     memory::keep_returning_it();
@@ -289,12 +293,14 @@ async fn start_admin(
     address: Option<SocketAddr>,
     tls: Option<SharedTls>,
     admin: Rc<Admin>,
+    token: SharedAdminToken,
 ) -> Result<Option<Socket>, String> {
     let Some(address) = address else { return Ok(None) };
     let socket = bind.retry("ADMIN_LISTEN", address, accept::bind).await?;
     let handle = socket.try_clone().map_err(|error| format!("ADMIN_LISTEN: {error}"))?;
     let net = Net::here().map_err(|error| format!("ADMIN_LISTEN: {error}"))?;
-    rt::spawn(admin::serve(admin, net.listener(socket), tls)).detach();
+    let access = Rc::new(AdminAccess::new(address, token));
+    rt::spawn(admin::serve(admin, access, net.listener(socket), tls)).detach();
     Ok(Some(handle))
 }
 

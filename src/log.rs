@@ -1,9 +1,12 @@
 //! Log setup and the panic hook.
 //!
 //! Logging never waits for the reader of stderr (see `writer`). Nothing else in a server writes to
-//! stderr.
+//! stderr. No line holds a secret: events of other crates are not logged (see `own`), and of a
+//! panic only what is no value (see `panicked`).
 
 mod line;
+mod own;
+mod panicked;
 mod writer;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
@@ -14,6 +17,8 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::rt;
 use writer::{LogQueue, MakeQueueWriter};
@@ -71,7 +76,7 @@ pub fn start(directives: &str, format: LogFormat) -> Result<LogGuard, String> {
             let handle = builder.reload_handle();
             let set = move |filter| handle.reload(filter).map_err(|error| error.to_string());
             let _set_before = SET_FILTER.set(Box::new(set));
-            builder.init();
+            builder.finish().with(own::OwnEvents).init();
         }};
     }
     match format {
@@ -83,7 +88,7 @@ pub fn start(directives: &str, format: LogFormat) -> Result<LogGuard, String> {
             init!(builder.json().flatten_event(true));
         }
     }
-    std::panic::set_hook(Box::new(log_panic));
+    hook_panics();
     Ok(LogGuard(()))
 }
 
@@ -140,14 +145,24 @@ pub fn complain(text: impl std::fmt::Display) {
     let _nobody_listens = writeln!(std::io::stderr(), "{text}");
 }
 
-/// Replaces std's panic hook, which writes to stderr itself and so could block a core forever. It
-/// bypasses `tracing`, because a panic is logged whatever `LOG` says and wherever it happens.
+/// Replaces std's panic hook, which writes to stderr itself and so could block a core forever, and
+/// prints values that may be secret. First of all in a process: the configuration holds secrets.
+pub fn hook_panics() {
+    std::panic::set_hook(Box::new(log_panic));
+}
+
+/// Bypasses `tracing`, because a panic is logged whatever `LOG` says and wherever it happens.
 fn log_panic(info: &PanicHookInfo<'_>) {
-    let Some(queue) = QUEUE.get() else { return };
     let thread = std::thread::current();
     let at = info.location().map(ToString::to_string);
+    let text = match (info.payload().downcast_ref::<&str>(), info.payload_as_str()) {
+        // Written in the source, without any value.
+        (Some(text), _) => (*text).to_owned(),
+        (None, Some(formatted)) => panicked::without_values(formatted),
+        (None, None) => "a value that is not text".to_owned(),
+    };
     let mut fields = vec![
-        ("panic", info.payload_as_str().unwrap_or("a value that is not text").into()),
+        ("panic", text.into()),
         ("thread", thread.name().unwrap_or("unnamed").into()),
         ("at", at.unwrap_or_default().into()),
     ];
@@ -155,5 +170,9 @@ fn log_panic(info: &PanicHookInfo<'_>) {
     if backtrace.status() == BacktraceStatus::Captured {
         fields.push(("backtrace", backtrace.to_string().into()));
     }
-    queue.push(&line::own(queue.format(), "ERROR", "a thread panicked", &fields));
+    let line = |format| line::own(format, "ERROR", "a thread panicked", &fields);
+    match QUEUE.get() {
+        Some(queue) => queue.push(&line(queue.format())),
+        None => writer::write_at_once(&String::from_utf8_lossy(&line(LogFormat::Text))),
+    }
 }

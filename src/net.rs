@@ -9,8 +9,9 @@
 //!
 //! Received bytes arrive in buffers of a common pool, so a silent connection holds none. A receive
 //! is in flight only while a task waits for it, so unread bytes beyond a buffer's 16 KiB stay in the
-//! kernel, and TCP slows the peer down. A large body is received into its own memory while more of
-//! it waits in the kernel ([`own`]).
+//! kernel, and TCP slows the peer down. Connections to the store receive continuously instead
+//! ([`Stream::receive_continuously`]). A large body is received into its own memory while more of it waits
+//! in the kernel ([`own`]).
 //!
 //! glommio's streams poll, then receive: three system calls where this needs a share of one.
 

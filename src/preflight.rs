@@ -101,6 +101,7 @@ pub fn run(config: &Config, mode: Mode) -> Vec<Finding> {
     findings.extend(dirs::spool(config, mode));
     findings.extend(inputs::addresses(config, mode == Mode::Start));
     findings.extend(inputs::tokens(config));
+    findings.extend(inputs::admin_token(config));
     findings.extend(certificates::findings(config));
     findings.extend(inputs::trusted_networks(config));
     findings.extend(inputs::config_file(config));

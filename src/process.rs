@@ -20,6 +20,7 @@ const STACK_BYTES: usize = 8 << 20;
 /// Runs everything on a thread with a stack of known size: the main thread's depends on
 /// `RLIMIT_STACK`, and 64 KiB would not be enough.
 pub fn main() -> ExitCode {
+    crate::log::hook_panics();
     let main = std::thread::Builder::new().name("millrace-control".to_owned());
     let ended = match main.stack_size(STACK_BYTES).spawn(start) {
         Ok(main) => main.join(),

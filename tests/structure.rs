@@ -66,6 +66,31 @@ const DATA: &[(&str, &str)] = &[
     ("CoreCells", "one cell per metric of a core"),
 ];
 
+/// Names of fields whose texts and bytes are secrets, or what clients sent.
+const SECRET_FIELDS: &[&str] = &[
+    "token",
+    "tokens",
+    "secret",
+    "secret_key",
+    "session_token",
+    "password",
+    "authorization",
+    "credentials",
+    "payload",
+    "body",
+    "values",
+    "admin_token",
+];
+
+/// What such a field is of if it holds them.
+const SECRET_TYPES: &[&str] = &["str", "String", "Cow", "u8", "Bytes", "Credentials"];
+
+/// Structs that derive `Debug` in spite of such a field, with the reason.
+const SHOWN: &[(&str, &str)] = &[(
+    "Reply",
+    "a store's answer: its text is masked before it is shown, and answers to PUTs quote no payload",
+)];
+
 /// The files that a reader opens to follow a payload with `ack=queued` and `OBJECT=payload` from
 /// the accepted connection to the put, in reading order. Each is linked by an import to one that
 /// stands before it: the reader arrives from a file that is already known.
@@ -708,6 +733,49 @@ fn a_type_name_means_one_thing() {
     assert!(ambiguous.is_empty(), "\n{}", ambiguous.join("\n"));
 }
 
+/// `Debug` is what a log line, a panic or a failed `expect` prints of a value.
+#[test]
+fn types_with_secrets_do_not_derive_debug() {
+    let (mut shown, mut deriving) = (Vec::new(), 0);
+    for source in &Structure::read(&repository()).sources {
+        for (name, secrets) in deriving_debug(&source.tokens) {
+            deriving += 1;
+            if !secrets.is_empty() && !SHOWN.iter().any(|(excused, _)| *excused == name) {
+                shown
+                    .push(format!("src/{}: {name} derives Debug and has {secrets:?}", source.path));
+            }
+        }
+    }
+    assert!(deriving > 50, "{deriving}");
+    assert!(shown.is_empty(), "\n{}", shown.join("\n"));
+}
+
+/// The structs of `tokens` that derive `Debug`, with their fields that hold secrets.
+fn deriving_debug(tokens: &[Token]) -> Vec<(String, Vec<String>)> {
+    let mut found = Vec::new();
+    for at in (0..tokens.len()).filter(|at| is(tokens, *at, "struct")) {
+        let Some(name) = tokens.get(at + 1) else { continue };
+        // The attributes of an item stand right before it, behind the one before.
+        let before = tokens[..at].iter().rposition(|t| matches!(t.text.as_str(), ";" | "}"));
+        let attributes = &tokens[before.map_or(0, |end| end + 1)..at];
+        let derives = attributes.iter().any(|token| token.text == "Debug");
+        let open =
+            (at..tokens.len()).find(|at| matches!(tokens[*at].text.as_str(), "{" | ";" | "("));
+        let Some(open) = open.filter(|open| derives && is(tokens, *open, "{")) else { continue };
+        let fields = &tokens[open + 1..behind_bracket(tokens, open) - 1];
+        let mut secrets = Vec::new();
+        for (at, field) in fields.iter().enumerate() {
+            let is_named = SECRET_FIELDS.contains(&field.text.as_str()) && is(fields, at + 1, ":");
+            let rest = fields[at + 1..].iter().take_while(|token| token.text != ",");
+            if is_named && rest.clone().any(|token| SECRET_TYPES.contains(&token.text.as_str())) {
+                secrets.push(field.text.clone());
+            }
+        }
+        found.push((name.text.clone(), secrets));
+    }
+    found
+}
+
 #[test]
 fn the_path_of_a_payload_is_short_and_connected() {
     let structure = Structure::read(&repository());
@@ -744,6 +812,18 @@ fn comments_literals_and_tests_are_cut_out() {
     let expected = "fn f < ' a > ( s : & ' a str ) -> char { let _ = ; } \
         const R : & str = ; const Q : char = ; struct S { kept : u8 }";
     assert_eq!((kept.as_str(), cut), (expected, 6));
+}
+
+#[test]
+fn structs_that_would_print_a_secret_are_found() {
+    let text = "fn f() {} #[derive(Clone, Debug)] pub struct A<'a> { pub token: Option<Cow<'a, str>>, b: u8 }
+        #[derive(Clone)] struct B { token: String } #[derive(Debug)] struct C { token: Option<u32>, c: String }
+        #[derive(Debug)] struct D(String); #[derive(Debug)] struct E { payload: Vec<u8> }";
+    let found = deriving_debug(&tokens(&without_comments_and_literals(text)));
+    let expected = [("A", vec!["token"]), ("C", vec![]), ("E", vec!["payload"])];
+    let expected =
+        expected.map(|(n, f)| (n.to_owned(), f.iter().map(|f| (*f).to_owned()).collect()));
+    assert_eq!(found, expected);
 }
 
 #[test]

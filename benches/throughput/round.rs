@@ -113,8 +113,9 @@ fn with_log(server: &Server, error: String) -> String {
     }
 }
 
-/// How long connections have been silent when their memory is measured.
-const IDLE_FOR: Duration = Duration::from_secs(3);
+/// How long connections have been silent when their memory is measured: by then the server has
+/// returned what opening them took.
+const IDLE_FOR: Duration = Duration::from_secs(6);
 
 /// Warms up and measures.
 fn window(options: &Options, lane: &Lane, crew: &Crew, server: &Server) -> Result<Window, String> {

@@ -15,6 +15,10 @@ use rustix::mm::munmap;
 /// What a step unmaps: 0.1 ms.
 const STEP_BYTES: usize = 1 << 20;
 
+/// The largest page that a host may have (arm64): what is left of a mapping ends with one. Otherwise
+/// `munmap` would refuse the part behind it.
+const PAGE_BYTES_MAX: usize = 64 << 10;
+
 /// Most bytes of one thread that wait. What is freed beyond them is unmapped at once. A step takes
 /// less time than it takes to receive as much, so only many large bodies that end together get
 /// there.
@@ -117,7 +121,7 @@ impl Unmapping {
         let first = self.first.get();
         // SAFETY: what is in the list was written by `push`, and only this thread uses it.
         let freed = unsafe { &mut *first };
-        let left = freed.bytes.saturating_sub(STEP_BYTES).next_multiple_of(super::PAGE_BYTES);
+        let left = freed.bytes.saturating_sub(STEP_BYTES).next_multiple_of(PAGE_BYTES_MAX);
         self.bytes.set(self.bytes.get() - (freed.bytes - left));
         let whole = freed.bytes;
         if left == 0 {

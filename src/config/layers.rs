@@ -3,10 +3,12 @@
 //!
 //! In the environment a setting is called `MILLRACE_<NAME>` or, without the prefix, `<NAME>`. A
 //! name without the prefix may belong to another program, and its text may be that program's
-//! secret: no message ever shows it.
+//! secret: no message ever shows it, nor that of a setting which is a secret itself. Of a URL no
+//! message shows the user and the password.
 
 #![expect(clippy::disallowed_methods, reason = "runs before any executor")]
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -17,13 +19,21 @@ use std::path::{Path, PathBuf};
 use super::ConfigError;
 use super::settings::{SETTINGS, Setting};
 
-/// The settings and the file given on the command line.
-#[derive(Clone, Debug, Default)]
+/// The settings and the file given on the command line. No setting that is a secret is among them.
+#[derive(Clone, Default)]
 pub struct Flags {
     /// `--config FILE`
     pub file: Option<PathBuf>,
     /// Setting names (`MAX_WORKERS`) with the text given for them; at most one each.
     pub values: Vec<(&'static str, String)>,
+}
+
+/// The names alone: a text may be a URL with a password.
+impl fmt::Debug for Flags {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<_> = self.values.iter().map(|(name, _)| name).collect();
+        f.debug_struct("Flags").field("file", &self.file).field("values", &names).finish()
+    }
 }
 
 /// The prefix of a setting's environment variable.
@@ -70,7 +80,7 @@ impl SettingSource {
 }
 
 /// One setting after the layers were merged.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct SettingValue {
     pub setting: &'static Setting,
     /// As the operator wrote it; empty if optional and not set.
@@ -79,21 +89,59 @@ pub struct SettingValue {
 }
 
 impl SettingValue {
-    /// Whether its text may belong to another program, so that no message may show it.
+    /// Whether no message may show its text: it is a secret, or may be another program's.
     pub fn is_hidden(&self) -> bool {
+        self.setting.is_secret || self.may_be_foreign()
+    }
+
+    /// Whether its text may belong to another program.
+    pub(super) fn may_be_foreign(&self) -> bool {
         self.source == SettingSource::BareEnv
+    }
+
+    /// The text as a message may show it, if it is not hidden.
+    pub(super) fn shown(&self) -> Cow<'_, str> {
+        without_passwords(&self.text)
+    }
+}
+
+/// `text`, a list with commas, without users and passwords of URLs in it.
+fn without_passwords(text: &str) -> Cow<'_, str> {
+    if !text.contains("://") || !text.contains('@') {
+        return Cow::Borrowed(text);
+    }
+    let items: Vec<Cow<'_, str>> = text.split(',').map(without_password).collect();
+    Cow::Owned(items.join(","))
+}
+
+fn without_password(url: &str) -> Cow<'_, str> {
+    let Some((scheme, rest)) = url.split_once("://") else { return Cow::Borrowed(url) };
+    let Some((_, host)) = rest.rsplit_once('@') else { return Cow::Borrowed(url) };
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    // A password may hold a slash: then what follows the colon is no port.
+    let is_port = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    let has_port = authority.rsplit_once(':').is_none_or(|(_, port)| is_port(port));
+    match authority.contains('@') || !has_port {
+        true => Cow::Owned(format!("{scheme}://***@{host}")),
+        false => Cow::Borrowed(url),
     }
 }
 
 /// `MAX_WORKERS="0" (flag --max-workers)`: how messages quote a setting.
 impl fmt::Display for SettingValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let SettingValue { setting, text, source } = self;
+        let SettingValue { setting, source, .. } = self;
         let described = source.describe(setting);
         match self.is_hidden() {
             true => write!(f, "{} ({described}, text not shown)", setting.name),
-            false => write!(f, "{}={text:?} ({described})", setting.name),
+            false => write!(f, "{}={:?} ({described})", setting.name, self.shown()),
         }
+    }
+}
+
+impl fmt::Debug for SettingValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 
@@ -159,6 +207,16 @@ impl Effective {
     /// The settings that do not have their default, for `check`.
     pub fn changed(&self) -> impl Iterator<Item = &SettingValue> {
         self.values.iter().filter(|v| v.source != SettingSource::Default)
+    }
+
+    /// The TOML file, if a secret comes from it.
+    pub fn file_with_secrets(&self) -> Option<&Path> {
+        self.values.iter().filter(|value| value.setting.is_secret).find_map(|value| {
+            match &value.source {
+                SettingSource::File(path) => Some(path.as_path()),
+                _ => None,
+            }
+        })
     }
 
     /// The TOML file, if one was named.
@@ -289,9 +347,27 @@ fn read_table(path: &Path) -> Result<toml::Table, String> {
             "is larger than {FILE_BYTES_MAX} bytes, the most that a configuration may have"
         ));
     }
-    text.parse().map_err(|e: toml::de::Error| {
-        format!("is not TOML (values with units need quotes, as in \"10s\"): {e}")
-    })
+    text.parse().map_err(|e: toml::de::Error| not_toml(&text, &e))
+}
+
+/// What is wrong with `text`, and where. Unlike the error's own text it quotes nothing, because the
+/// line may hold a secret.
+fn not_toml(text: &str, error: &toml::de::Error) -> String {
+    let at = error.span().map_or(String::new(), |span| {
+        let before = &text[..text.floor_char_boundary(span.start)];
+        let line_start = before.rfind('\n').map_or(0, |at| at + 1);
+        let (line, column) =
+            (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1);
+        format!(" in line {line}, column {column}")
+    });
+    // What it wants is in quotes, but what it has found as well.
+    let line = error.message().lines().next().unwrap_or_default();
+    let is_harmless = |quoted: &str| !quoted.contains(char::is_alphanumeric);
+    let pieces = line.split('`').enumerate();
+    let pieces =
+        pieces.map(|(at, piece)| if at % 2 == 0 || is_harmless(piece) { piece } else { "***" });
+    let what = pieces.collect::<Vec<_>>().join("`");
+    format!("is not TOML (values with units need quotes, as in \"10s\"){at}: {what}")
 }
 
 /// The text that a flag would have for this TOML value; `None` for types that no setting accepts.
@@ -358,6 +434,53 @@ mod tests {
         assert!(all.contains("zzz"), "{all}");
         assert!(all.contains("STORE") && all.contains("table is not supported here"), "{all}");
         assert_eq!(errors.len(), 3);
+    }
+
+    #[test]
+    fn passwords_of_urls_are_hidden() {
+        for (text, expected) in [
+            ("s3://bucket/x", "s3://bucket/x"),
+            ("a@b", "a@b"),
+            ("s3://bucket/x@y", "s3://bucket/x@y"),
+            ("http://host:80/x@y", "http://host:80/x@y"),
+            ("http://me:hush@host", "http://***@host"),
+            ("s3://hush@host/x", "s3://***@host/x"),
+            ("http://me:hu@sh@host/x", "http://***@host/x"),
+            ("http://me:hu/sh@host:80/x", "http://***@host:80/x"),
+            ("1.2.3.4:5,http://me:hush@host,x://y", "1.2.3.4:5,http://***@host,x://y"),
+        ] {
+            assert_eq!(without_passwords(text), expected);
+        }
+    }
+
+    #[test]
+    fn what_is_said_of_a_broken_file_quotes_nothing_of_it() {
+        for (text, at) in [
+            ("a = 1\nadmin_token = \"hush\n", "line 2, column 20"),
+            ("admin_token = hush\n", "line 1, column 15"),
+            ("é = \"x\"\n\"hush\n", "line"),
+            ("hush = 1\nhush = 2\n", "line 2, column 1"),
+            ("a = 1\n[hush\n", "line 2"),
+        ] {
+            let error = text.parse::<toml::Table>().unwrap_err();
+            let said = not_toml(text, &error);
+            assert!(
+                !said.contains("hush") && said.contains(at) && said.lines().count() == 1,
+                "{said}"
+            );
+        }
+    }
+
+    #[test]
+    fn debug_shows_no_secret() {
+        let flags = Flags::default();
+        let mut host = HostContext { env: Environment::new(), cores_allowed: vec![0] };
+        for (name, text) in [("MILLRACE_ADMIN_TOKEN", "hush"), ("STORE", "hush")] {
+            host.env.insert(name.into(), text.into());
+        }
+        let effective = Effective::merge(&flags, &host, &mut Vec::new());
+        let text = format!("{effective:?}");
+        assert!(!text.contains("hush") && text.contains("ADMIN_TOKEN"), "{text}");
     }
 
     #[test]

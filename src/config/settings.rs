@@ -19,6 +19,8 @@ pub struct Setting {
     pub group: &'static str,
     /// Meaning, unit and effect, in a few short sentences.
     pub help: &'static str,
+    /// It has no flag, because every user of the host can read those, and no message shows it.
+    pub is_secret: bool,
 }
 
 impl Setting {
@@ -79,7 +81,11 @@ const fn row(
     default: &'static str,
     help: &'static str,
 ) -> Setting {
-    Setting { name, default, value, group, help }
+    Setting { name, default, value, group, help, is_secret: false }
+}
+
+const fn secret(setting: Setting) -> Setting {
+    Setting { is_secret: true, ..setting }
 }
 
 /// Every setting, in the order `--help` and `docs/configuration.md` show them.
@@ -90,7 +96,11 @@ pub const SETTINGS: &[Setting] = &[
     row(LISTENING, "TRUST", "LIST", "",
         "Networks of proxies, such as `10.0.0.0/8,fd00::/8`, whose `forwarded` or `x-forwarded-for` header names the client of a request. Not set: these headers are ignored."),
     row(LISTENING, "ADMIN_LISTEN", "ADDR", "127.0.0.1:9090",
-        "Address for metrics and health checks, `IP:PORT`, `https://IP:PORT` or `off`. It has no authentication."),
+        "Address for metrics, health checks and `/peers`, `IP:PORT`, `https://IP:PORT` or `off`. Without ADMIN_TOKEN everybody who reaches it reads metrics and health, and a loopback address has everything."),
+    secret(row(LISTENING, "ADMIN_TOKEN", "TOKEN", "",
+        "What the admin listener asks for beside health and metrics, as `authorization: Bearer TOKEN`: 16 to 4096 visible ASCII characters. No flag, which every user of the host could read.")),
+    row(LISTENING, "ADMIN_TOKEN_FILE", "FILE", "",
+        "File with ADMIN_TOKEN in its first line, instead of the setting. Read at start and on SIGHUP."),
     row(LISTENING, "INGEST_HEALTH", "SWITCH", "off",
         "`on`: LISTEN answers `GET /healthz` and `/readyz` too, without a token and without reasons, for balancers that probe the port they send traffic to."),
     row(LISTENING, "PATHS", "LIST", "/payloads",

@@ -1,5 +1,5 @@
 //! The admin listener: `/metrics`, `/healthz`, `/readyz`, `/peers`. It runs on the control
-//! executor, so it answers while a core is stuck.
+//! executor, so it answers while a core is stuck. Who may read what says `access`.
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
@@ -14,7 +14,7 @@ use crate::rt::{Timer, sleep};
 use bytes::Bytes;
 use futures_lite::{AsyncRead, AsyncWrite, AsyncWriteExt as _, FutureExt};
 use futures_rustls::TlsAcceptor;
-use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, VARY};
+use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, VARY, WWW_AUTHENTICATE};
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body as _;
 use http_body_util::Full;
@@ -24,6 +24,7 @@ use hyper::service::service_fn;
 use prometheus_client::registry::Registry;
 use smol_hyper::rt::FuturesIo;
 
+use super::access::{AdminAccess, Denied};
 use super::certificates::Certificates;
 use super::exposition::Exposition;
 use super::peers::PeersPage;
@@ -150,13 +151,20 @@ impl Admin {
         (bytes > 0).then(|| format!("{} {files}\n", bytesize::ByteSize(bytes)))
     }
 
-    async fn respond(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn respond(
+        &self,
+        access: &AdminAccess,
+        request: &Request<Incoming>,
+    ) -> Response<Full<Bytes>> {
         let chunked = request.body().size_hint().exact().is_none();
         let framing = BodyFraming { chunked, content_length: false };
         if let Err(wrong) = head::check(request, framing) {
             let mut response = text(wrong.status(), format!("{wrong}\n"));
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             return response;
+        }
+        if let Err(denied) = access.judge(request.uri().path(), request.headers()) {
+            return refusal(denied);
         }
         let peers = self.peers.answer(request).await;
         peers.unwrap_or_else(|| self.answer(request))
@@ -215,6 +223,19 @@ fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
     response
 }
 
+fn refusal(denied: Denied) -> Response<Full<Bytes>> {
+    let (status, challenge) = match denied {
+        Denied::NoAdminToken => (StatusCode::FORBIDDEN, None),
+        Denied::Missing => (StatusCode::UNAUTHORIZED, Some("Bearer")),
+        Denied::Wrong => (StatusCode::UNAUTHORIZED, Some(r#"Bearer error="invalid_token""#)),
+    };
+    let mut response = text(status, denied.text().to_owned());
+    if let Some(challenge) = challenge {
+        response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+    }
+    response
+}
+
 /// One open admin connection.
 struct AdminConn {
     /// When its last request or the connection itself began.
@@ -226,7 +247,12 @@ struct AdminConn {
 
 /// Serves the admin pages until the process ends. If all connections are taken, a new one replaces
 /// the one that has been silent for longest, so that no client can keep a health check waiting.
-pub async fn serve(admin: Rc<Admin>, listener: Listener, tls: Option<SharedTls>) {
+pub(super) async fn serve(
+    admin: Rc<Admin>,
+    access: Rc<AdminAccess>,
+    listener: Listener,
+    tls: Option<SharedTls>,
+) {
     let mut open: Vec<(Rc<AdminConn>, Task<()>)> = Vec::new();
     loop {
         match listener.accept().await {
@@ -243,11 +269,12 @@ pub async fn serve(admin: Rc<Admin>, listener: Listener, tls: Option<SharedTls>)
                     idle_limit: Cell::new(FIRST_REQUEST_MAX),
                     ended: Cell::new(false),
                 });
-                let (admin, this, tls) = (admin.clone(), state.clone(), tls.clone());
+                let (admin, access, this) = (admin.clone(), access.clone(), state.clone());
+                let tls = tls.clone();
                 let task = rt::spawn(async move {
                     match tls {
-                        None => serve_connection(admin, stream, &this).await,
-                        Some(tls) => serve_secured(admin, stream, &tls, &this).await,
+                        None => serve_connection(admin, access, stream, &this).await,
+                        Some(tls) => serve_secured(admin, access, stream, &tls, &this).await,
                     }
                     this.ended.set(true);
                 });
@@ -266,7 +293,13 @@ pub async fn serve(admin: Rc<Admin>, listener: Listener, tls: Option<SharedTls>)
 }
 
 /// Makes the handshake, within the time for a first request, and serves the connection.
-async fn serve_secured(admin: Rc<Admin>, mut stream: Stream, tls: &SharedTls, state: &AdminConn) {
+async fn serve_secured(
+    admin: Rc<Admin>,
+    access: Rc<AdminAccess>,
+    mut stream: Stream,
+    tls: &SharedTls,
+    state: &AdminConn,
+) {
     let handshake = async {
         let mut first = 0;
         poll_fn(|cx| {
@@ -285,7 +318,7 @@ async fn serve_secured(admin: Rc<Admin>, mut stream: Stream, tls: &SharedTls, st
         acceptor.accept(stream).await.map(Some)
     };
     match within(FIRST_REQUEST_MAX, handshake, || Ok(None)).await {
-        Ok(Some(stream)) => serve_connection(admin, stream, state).await,
+        Ok(Some(stream)) => serve_connection(admin, access, stream, state).await,
         Ok(None) => {}
         Err(error) => tracing::debug!(%error, "TLS handshake of an admin connection failed"),
     }
@@ -293,14 +326,15 @@ async fn serve_secured(admin: Rc<Admin>, mut stream: Stream, tls: &SharedTls, st
 
 async fn serve_connection(
     admin: Rc<Admin>,
+    access: Rc<AdminAccess>,
     stream: impl AsyncRead + AsyncWrite + Unpin,
     state: &AdminConn,
 ) {
     let service = service_fn(|request| {
         state.since.set(rt::now());
         state.idle_limit.set(IDLE_MAX);
-        let admin = admin.clone();
-        async move { Ok::<_, Infallible>(admin.respond(&request).await) }
+        let (admin, access) = (admin.clone(), access.clone());
+        async move { Ok::<_, Infallible>(admin.respond(&access, &request).await) }
     });
     let served = http1::Builder::new()
         .header_read_timeout(None)

@@ -1,6 +1,6 @@
-//! Reloads: on SIGHUP applies `TOKENS_FILE`, the files of `TLS_CERT`, `TLS_KEY` and `TLS_CLIENT_CA`,
-//! and `LOG`, and logs the names of other settings that have changed; between signals looks for
-//! changes of these files.
+//! Reloads: on SIGHUP applies `TOKENS_FILE`, `ADMIN_TOKEN_FILE`, the files of `TLS_CERT`, `TLS_KEY`
+//! and `TLS_CLIENT_CA`, and `LOG`, and logs the names of other settings that have changed; between
+//! signals looks for changes of these files, `ADMIN_TOKEN_FILE` aside.
 //!
 //! Reloads run on their own thread, one at a time, so that a hanging disk delays nothing else. The
 //! thread has a low priority, because it may run on the CPU of a core: a million tokens take it half
@@ -9,6 +9,7 @@
 use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 
+use super::access::AdminTokenFile;
 use super::certificates::CertificateFiles;
 use super::tokens::{self, TokensFile};
 use crate::config::{Config, Effective, Flags};
@@ -21,6 +22,7 @@ pub struct Reloader {
     settings: Effective,
     tokens: Option<TokensFile>,
     certificates: Option<CertificateFiles>,
+    admin_token: Option<AdminTokenFile>,
     requests: Receiver<()>,
 }
 
@@ -28,7 +30,7 @@ impl Reloader {
     /// `settings` are those that `flags`, the environment and the file gave at the start. Each of
     /// `requests` is a reload.
     pub fn new(flags: Flags, settings: Effective, requests: Receiver<()>) -> Reloader {
-        Reloader { flags, settings, tokens: None, certificates: None, requests }
+        Reloader { flags, settings, tokens: None, certificates: None, admin_token: None, requests }
     }
 
     /// Makes each reload also read `tokens`, and follow its changes.
@@ -39,6 +41,11 @@ impl Reloader {
     /// Makes each reload also read `certificates`, and follow their changes.
     pub(super) fn follow_certificates(&mut self, certificates: CertificateFiles) {
         self.certificates = Some(certificates);
+    }
+
+    /// Makes each reload also read `file`, if there is one.
+    pub(super) fn follow_admin_token(&mut self, file: Option<AdminTokenFile>) {
+        self.admin_token = file;
     }
 
     /// Starts the thread that reloads whenever one is requested.
@@ -66,6 +73,7 @@ impl Reloader {
                 self.reload_settings();
                 self.tokens.iter_mut().for_each(TokensFile::reload);
                 self.certificates.iter_mut().for_each(CertificateFiles::reload);
+                self.admin_token.iter().for_each(AdminTokenFile::reload);
             }
             Err(RecvTimeoutError::Timeout) => {
                 self.tokens.iter_mut().for_each(TokensFile::poll);
@@ -106,6 +114,6 @@ impl Reloader {
 /// The `nice` value of the thread: about a tenth of a CPU that a core keeps busy.
 const NICE: i32 = 10;
 
-/// The only setting that can change without a restart. (`TOKENS_FILE` and the `TLS_` settings name
-/// files that are read again.)
+/// The only setting that can change without a restart. (`TOKENS_FILE`, `ADMIN_TOKEN_FILE` and the
+/// `TLS_` settings name files that are read again.)
 const LOG: &str = "LOG";

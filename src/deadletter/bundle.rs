@@ -14,6 +14,7 @@
 //! it has been written completely. If the disk loses or changes a part, lengths and checksums tell,
 //! and a reader stops at the first damaged dead letter.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
@@ -177,13 +178,19 @@ fn crc(line: &[u8], body: &[&[u8]]) -> u32 {
 }
 
 /// One dead letter of a bundle.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(PartialEq, Eq)]
 pub struct BundleRecord {
     pub letter: DeadLetter,
     /// Its object's bytes.
     pub payload: Vec<u8>,
     /// Its range in the file.
     pub span: Range<u64>,
+}
+
+impl fmt::Debug for BundleRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} at {:?}, *** {} bytes", self.letter, self.span, self.payload.len())
+    }
 }
 
 /// The first damaged position of a bundle; nothing after it is read.

@@ -442,7 +442,7 @@ mod tests {
         fn has_stalled(&self, now: Instant) -> bool {
             let pace = match self.large {
                 true => {
-                    let share = 65_536.0 / self.received as f64;
+                    let share = SMALL_CHARGE_BYTES as f64 / self.received as f64;
                     let pace = (self.gained - self.begun).mul_f64(share);
                     pace.max(self.longest_gap.mul_f64(1.5)).clamp(20 * MS, 250 * MS)
                 }

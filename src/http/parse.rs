@@ -37,6 +37,7 @@ mod tests;
 mod walk;
 
 use std::borrow::Cow;
+use std::fmt;
 
 use bytewise::{Bytewise, Came};
 use error::Flaw;
@@ -108,7 +109,7 @@ pub struct Scratch {
 }
 
 /// What a body is, and what it holds besides its payloads.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(PartialEq, Eq)]
 pub struct Envelope<'body> {
     /// Any but [`BodyForm::ByFirstByte`].
     pub form: BodyForm,
@@ -116,6 +117,13 @@ pub struct Envelope<'body> {
     pub version: Option<Cow<'body, str>>,
     /// A collection's `token`, unescaped.
     pub token: Option<Cow<'body, str>>,
+}
+
+impl fmt::Debug for Envelope<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let token = self.token.as_ref().map(|_| "***");
+        write!(f, "{:?}, version {:?}, token {token:?}", self.form, self.version)
+    }
 }
 
 /// A body that is being parsed.

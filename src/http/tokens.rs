@@ -35,7 +35,7 @@ use crate::quota::Quota;
 
 pub use certificate::CertificateToken;
 pub use file::{TokensDraft, TokensError, ends_within_a_line};
-pub use gate::{TokenGate, TokenPlaces, TokenRefusal};
+pub use gate::{TokenGate, TokenPlaces, TokenRefusal, bearer_of};
 
 /// SHA-256 of a token.
 type Digest = [u8; 32];

@@ -18,6 +18,8 @@
 //! Header names are field names of RFC 9110, section 5.1. Query parameters are those of
 //! `application/x-www-form-urlencoded` (WHATWG URL, section 5).
 
+use std::fmt;
+
 use super::fields;
 use super::parse::KeyError;
 use super::value::{self, VALUE_BYTES_MAX};
@@ -146,8 +148,15 @@ pub(super) fn kept_name(placeholder: &str, argument: &str) -> Result<String, Key
 }
 
 /// The values of one request; mostly there are none.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct RequestValues(Box<str>);
+
+/// What clients send is in no log.
+impl fmt::Debug for RequestValues {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RequestValues(*** {} bytes)", self.0.len())
+    }
+}
 
 impl RequestValues {
     /// The values in a text from [`RequestValues::text`]; `None` if it is none.
@@ -206,8 +215,14 @@ impl RequestValues {
 }
 
 /// Collects the values of one request. It allocates for the first one.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct RequestValuesWriter(String);
+
+impl fmt::Debug for RequestValuesWriter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RequestValuesWriter(*** {} bytes)", self.0.len())
+    }
+}
 
 impl RequestValuesWriter {
     /// Adds a value, safe and at most [`VALUE_BYTES_MAX`] long. An empty one is missing.

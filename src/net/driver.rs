@@ -14,7 +14,7 @@ use crate::rt::{self, TaskKind, yield_now};
 /// Bytes and connections that one turn hands to tasks. A small request takes the core 10 to 20 µs, so
 /// these take half a millisecond, after which their answers leave and the rest of what has arrived
 /// follows. Without a bound, 256 buffers of the pool made turns of 5 ms.
-const WOKEN_MAX: usize = 32;
+const WOKEN_MAX: usize = ring::UNREAD_ENOUGH;
 
 /// While receives find no buffer, readers may hold this many without having read them: most of the
 /// pool stays with those that do read, and a turn seldom has to look at all sockets.
@@ -53,7 +53,8 @@ impl Net {
         }
         // An error here is the ring's own; the core cannot go on without its sockets.
         if !enter(&mut ring).expect("the kernel keeps accepting a ring that it created") {
-            return false;
+            // What still finds no buffer is repeated, and not slept over.
+            return !self.starved.borrow().is_empty();
         }
         let mut sockets = self.sockets.borrow_mut();
         let mut woken = 0;
@@ -87,13 +88,14 @@ impl Net {
                 }
                 match received {
                     Ok(Some(buffer)) if entry.abandoned => ring.give_back(buffer),
-                    Ok(Some(buffer)) => entry.received(ring, buffer),
+                    Ok(Some(buffer)) => entry.received(ring, token, buffer),
                     Err(e) if ring::is_exhausted(&e) && !entry.abandoned => {
                         entry.receive.operation = ReceiveOp::Starved;
                         self.starved.borrow_mut().push_back(token);
                     }
-                    // An end that was found before stays, and this is what it has cancelled.
-                    Ok(None) | Err(_) if entry.receive.end.is_some() => {}
+                    Err(e) if code(&e) == libc::ECANCELED && !entry.abandoned => {
+                        entry.receive_cancelled();
+                    }
                     Ok(None) => entry.receive.end = Some(ReceiveEnd::Closed),
                     Err(e) => entry.receive.end = Some(ReceiveEnd::Failed(code(&e))),
                 }

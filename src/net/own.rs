@@ -42,7 +42,10 @@ impl Stream {
         let spare = &mut bytes.spare_capacity_mut()[..most];
         let received = match recv(entry.fd.as_fd(), spare, RecvFlags::DONTWAIT) {
             Ok((_, received)) => received,
-            Err(error) if is_for_later(error) => return 0,
+            Err(error) if is_for_later(error) => {
+                entry.receive.drained();
+                return 0;
+            }
             Err(error) => {
                 entry.receive.end = Some(ReceiveEnd::Failed(code(&io::Error::from(error))));
                 return 0;
@@ -50,6 +53,9 @@ impl Stream {
         };
         if received == 0 {
             entry.receive.end = Some(ReceiveEnd::Closed);
+        }
+        if received < most {
+            entry.receive.drained();
         }
         // SAFETY: the kernel has written these bytes to the start of the spare capacity, of which
         // there is as much.

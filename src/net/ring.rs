@@ -37,9 +37,9 @@ use pool::Pool;
 const SUBMISSIONS: u32 = 1024;
 /// Capacity of the completion queue. Further completions wait in the kernel until these are read.
 const COMPLETIONS: u32 = 4096;
-/// Unread completions from which on the kernel posts no more: as many as a turn reads. It posts up to
-/// 40 at a time, so otherwise they add up until no receive finds a buffer.
-const UNREAD_ENOUGH: usize = 32;
+/// Unread completions from which on the kernel posts no more: enough for a turn of the driver. It
+/// posts up to 40 at a time, so otherwise they add up until no receive finds a buffer.
+pub const UNREAD_ENOUGH: usize = 32;
 /// Size of one receive buffer: as much as hyper reads at a time.
 pub const BUFFER_BYTES: usize = 16 << 10;
 /// Number of receive buffers, a power of two. A buffer is in use from when the kernel has filled it
@@ -208,7 +208,7 @@ pub struct Ring {
     in_flight: usize,
     /// Chains of submissions that found the queue full while the kernel took nothing. They enter
     /// the queue in this order, before any later one. Bounded by what can be in flight: a receive,
-    /// a send and a cancel for each socket, a write for each file.
+    /// a send and two cancels for each socket, a write for each file.
     backlog: VecDeque<Vec<squeue::Entry>>,
     /// Errors that the next calls to the kernel return instead of being made.
     #[cfg(test)]
@@ -298,8 +298,9 @@ impl Ring {
 
     /// Receives again and again until the peer's end, an error or an empty pool.
     ///
-    /// If the peer sends bytes and then resets the connection before they are received, it brings
-    /// the bytes and does not tell of the reset.
+    /// If the peer sends bytes and then resets the connection before they are received, it may bring
+    /// the bytes and not tell of the reset: a multishot receive misses it on kernels without
+    /// "io_uring/poll: fix multishot recv missing EOF on wakeup race" (CVE-2026-23473).
     pub fn receive_continuously(&mut self, fd: BorrowedFd<'_>, token: usize) {
         const MULTISHOT: u16 = 2;
         self.push_receive(fd, token, 0, POLL_FIRST | MULTISHOT);
@@ -395,6 +396,15 @@ impl Ring {
         self.in_flight += 1;
     }
 
+    /// Cancels the receive of a socket, which completes with `ECANCELED` unless it ends by itself.
+    pub fn cancel_receive(&mut self, token: usize) {
+        let builder = CancelBuilder::user_data(Tag::new(token, OpKind::Receive).0);
+        let entry = opcode::AsyncCancel2::new(builder).build().user_data(Tag::CANCEL.0);
+        // SAFETY: names no memory.
+        unsafe { self.push_entry(&entry) };
+        self.in_flight += 1;
+    }
+
     /// Cancels all operations on `fd`. They still complete, with an error.
     pub fn cancel(&mut self, fd: BorrowedFd<'_>) {
         let builder = CancelBuilder::fd(Fd(fd.as_raw_fd())).all();
@@ -412,13 +422,14 @@ impl Ring {
     /// The kernel refuses the ring itself: no later call can succeed.
     pub fn turn(&mut self) -> io::Result<bool> {
         const GET_EVENTS: u32 = 1;
-        let has_enough = self.uring.completion().len() >= UNREAD_ENOUGH;
+        let unread = self.uring.completion().len();
+        let has_enough = unread >= UNREAD_ENOUGH;
         let submissions = self.uring.submission();
         let (pushed, work) =
             (submissions.len(), submissions.taskrun() || submissions.cq_overflow());
         drop(submissions);
         if pushed > 0 || work && !has_enough {
-            self.pool.refill();
+            self.pool.refill(unread);
             let flags = if has_enough { 0 } else { GET_EVENTS };
             // SAFETY: no argument is given, so none is read.
             self.enter(|kernel| unsafe { kernel.enter::<()>(pushed as u32, 0, flags, None) })?;
@@ -447,7 +458,8 @@ impl Ring {
         if !self.backlog.is_empty() {
             return self.turn();
         }
-        self.pool.refill();
+        let unread = self.uring.completion().len();
+        self.pool.refill(unread);
         let limit = Timespec::from(limit);
         let until = SubmitArgs::new().timespec(&limit);
         self.enter(|kernel| kernel.submit_with_args(1, &until))?;

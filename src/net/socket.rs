@@ -9,8 +9,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::ring::{Buffer, Outgoing, Ring};
 use crate::sync::keep_waker;
 
-/// Most bytes that a continuous receive may leave unread: many times an error document. A peer that
-/// sends more than anybody asked for loses its connection.
+/// Unread bytes at which a continuous receive ends, so that single ones follow at the reader's pace: many
+/// times an error document. Until its cancel takes effect it may bring as much as the pool holds.
 const CONTINUOUS_BYTES_MAX: usize = 64 << 10;
 
 /// One socket as the driver sees it. It outlives its [`Stream`](super::Stream) until its operations have ended.
@@ -36,8 +36,8 @@ pub(super) struct SocketEntry {
 pub(super) struct ReceiveState {
     /// A receive brings bytes again and again ([`Ring::receive_continuously`]).
     pub(super) is_continuous: bool,
-    /// A continuous receive has brought bytes, and nothing was sent since, which would fail after a
-    /// reset.
+    /// A continuous receive has brought bytes, and nothing was sent since that would have failed after
+    /// a reset; or a send has failed.
     may_be_reset: bool,
     pub(super) unread: UnreadBytes,
     pub(super) operation: ReceiveOp,
@@ -108,6 +108,11 @@ impl ReceiveState {
         })
     }
 
+    /// Notes that nothing waits in the kernel any longer.
+    pub(super) fn drained(&mut self) {
+        self.more_arrived = false;
+    }
+
     /// Whether nothing is unread and nothing brings more.
     pub(super) fn is_idle(&self) -> bool {
         !self.is_readable() && self.operation == ReceiveOp::Idle
@@ -118,7 +123,7 @@ impl ReceiveState {
         !matches!(self.unread, UnreadBytes::Nothing) || self.end.is_some()
     }
 
-    /// UnreadBytes bytes; the end counts as one.
+    /// Unread bytes; the end counts as one.
     pub(super) fn arrived(&self) -> usize {
         let unread = match &self.unread {
             UnreadBytes::Nothing => 0,
@@ -197,25 +202,35 @@ impl SocketEntry {
     }
 
     /// Adds what a receive has brought.
-    pub(super) fn received(&mut self, ring: &mut Ring, buffer: Buffer) {
+    pub(super) fn received(&mut self, ring: &mut Ring, token: usize, buffer: Buffer) {
         self.receive.add(ring, buffer);
-        let unread = self.receive.arrived();
-        if self.receive.is_continuous && self.receive.end.is_none() && unread > CONTINUOUS_BYTES_MAX
-        {
-            self.receive.end = Some(ReceiveEnd::Failed(libc::EMSGSIZE));
-            ring.cancel(self.fd.as_fd());
+        if self.receive.is_continuous && self.receive.arrived() > CONTINUOUS_BYTES_MAX {
+            self.receive.is_continuous = false;
+            ring.cancel_receive(token);
         }
     }
 
-    /// Called when a reader waits. Looks for a reset that came together with the bytes that were
-    /// brought last, of which a continuous receive does not tell. At most one system call after
-    /// bytes.
-    pub(super) fn look_for_reset(&mut self) -> Option<io::Result<usize>> {
-        if !std::mem::take(&mut self.receive.may_be_reset) || !is_reset(self.fd.as_fd()) {
-            return None;
+    /// Called when a reader waits. Looks for a reset of which a continuous receive has not told,
+    /// because it came together with bytes. If there was one, the receive is cancelled: that completes
+    /// behind everything that was received, see [`SocketEntry::receive_cancelled`]. Whether a submission
+    /// was pushed. At most two system calls after bytes.
+    pub(super) fn look_for_reset(&mut self, ring: &mut Ring, token: usize) -> bool {
+        let is_missed = std::mem::take(&mut self.receive.may_be_reset)
+            && self.receive.operation == ReceiveOp::InFlight
+            && is_reset(self.fd.as_fd())
+            // Bytes that are left are brought first, and are followed by another look.
+            && rustix::io::ioctl_fionread(&self.fd).is_ok_and(|left| left == 0);
+        if is_missed {
+            ring.cancel_receive(token);
         }
-        self.receive.end = Some(ReceiveEnd::Failed(libc::ECONNRESET));
-        self.receive.ended().map(|ended| ended.map(|()| 0))
+        is_missed
+    }
+
+    /// Handles the end of a receive that [`Ring::cancel_receive`] has cancelled.
+    pub(super) fn receive_cancelled(&mut self) {
+        if self.receive.is_continuous {
+            self.receive.end = Some(ReceiveEnd::Failed(libc::ECONNRESET));
+        }
     }
 
     /// Repeats a receive that found no buffer: its bytes, or the peer's end, have arrived.
@@ -249,8 +264,8 @@ impl SocketEntry {
             unreachable!("it was in flight")
         };
         self.send = match result {
-            Err(e) => SendState::Failed(code(&e)),
-            Ok(0) => SendState::Failed(libc::EPIPE),
+            Err(e) => self.send_failed(code(&e)),
+            Ok(0) => self.send_failed(libc::EPIPE),
             Ok(n) if before + n < bytes.len() && !self.abandoned => {
                 let sent = before + n;
                 self.in_flight += 1;
@@ -266,6 +281,18 @@ impl SocketEntry {
             }
         };
         self.wake_writer();
+    }
+
+    /// The reader may be the only one that waits, and a continuous receive does not tell it of a reset
+    /// that came with earlier bytes.
+    fn send_failed(&mut self, code: i32) -> SendState {
+        if self.receive.is_continuous {
+            self.receive.may_be_reset = true;
+            if let Some(reader) = &self.reader {
+                reader.wake_by_ref();
+            }
+        }
+        SendState::Failed(code)
     }
 
     /// Wakes the task that waits for a send or a connect, if one does. Most sends are not waited

@@ -45,12 +45,12 @@ impl Stream {
         if let Some(read) = entry.receive.read(&mut ring, take) {
             return Poll::Ready(read);
         }
-        if let Some(reset) = entry.look_for_reset() {
-            return Poll::Ready(reset);
-        }
         keep_waker(&mut entry.reader, cx);
-        if entry.receive.operation == ReceiveOp::Idle {
+        let is_idle = entry.receive.operation == ReceiveOp::Idle;
+        if is_idle {
             entry.begin_receive(&mut ring, self.token);
+        }
+        if is_idle || entry.look_for_reset(&mut ring, self.token) {
             drop((ring, sockets));
             self.net.pushed();
         }
@@ -58,8 +58,9 @@ impl Stream {
     }
 
     /// From now on, one receive brings bytes again and again, which costs less than one for each
-    /// message. For connections whose reader takes all that comes and then drops it or sends: what
-    /// arrives is not held up in the kernel if nobody reads it.
+    /// message. For connections whose reader takes all that comes with [`Stream::poll_read_with`], which
+    /// looks for the resets that such a receive misses: what arrives is not held up in the kernel if
+    /// nobody reads it.
     pub fn receive_continuously(&self) {
         self.net.sockets.borrow_mut()[self.token].receive.is_continuous = true;
     }

@@ -4,7 +4,7 @@ use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 
 use super::{Finding, exposed};
-use crate::config::{Config, Effective, ListenAddress, Networks, StoreUrl};
+use crate::config::{AdminTokenSource, Config, Effective, ListenAddress, Networks, StoreUrl};
 use crate::http::accept;
 use crate::http::tokens::{TokenPlaces, TokenSet};
 use crate::metrics::tokens::TokenNames;
@@ -96,7 +96,8 @@ pub(super) fn tokens(config: &Config) -> Vec<Finding> {
     [finding].into_iter().chain(exposed::secret_file("TOKENS_FILE", path)).collect()
 }
 
-/// The TOML file, if others may write to it. It contains no secret, so they may read it.
+/// The TOML file, if others may write to it. [`environment`] looks whether it holds a secret, which
+/// is rare.
 pub(super) fn config_file(config: &Config) -> Option<Finding> {
     exposed::file("config file", config.file.as_deref()?)
 }
@@ -123,11 +124,32 @@ pub(super) fn trusted_networks(config: &Config) -> Vec<Finding> {
     findings
 }
 
-/// `MILLRACE_*` variables that are not settings.
-pub fn environment(effective: &Effective) -> Option<Finding> {
+/// `MILLRACE_*` variables that are not settings, and a TOML file with a secret that others may
+/// read.
+pub fn environment(effective: &Effective) -> Vec<Finding> {
     let remedy =
         "correct or unset them; ignore this if Kubernetes adds them for a service of this name";
-    Some(Finding::warn("environment", effective.unknown_names()?, remedy))
+    let unknown = effective.unknown_names();
+    let unknown = unknown.map(|names| Finding::warn("environment", names, remedy));
+    let file = effective.file_with_secrets();
+    let exposed = file.and_then(|file| exposed::secret_file("config file", file));
+    unknown.into_iter().chain(exposed).collect()
+}
+
+/// `ADMIN_TOKEN_FILE`, if there is one.
+pub(super) fn admin_token(config: &Config) -> Vec<Finding> {
+    let Some(source @ AdminTokenSource::File(path)) = &config.admin_token else {
+        return Vec::new();
+    };
+    let finding = match source.load() {
+        Ok(_) => Finding::ok("ADMIN_TOKEN_FILE", format!("{} holds a token", path.display())),
+        Err(why) => {
+            let shown = path.display();
+            let why = why.trim_start_matches("ADMIN_TOKEN_FILE ").to_owned();
+            Finding::fail("ADMIN_TOKEN_FILE", why, format!("openssl rand -hex 32 >{shown}"))
+        }
+    };
+    [finding].into_iter().chain(exposed::secret_file("ADMIN_TOKEN_FILE", path)).collect()
 }
 
 /// An example of an object's full name.

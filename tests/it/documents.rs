@@ -42,9 +42,9 @@ fn text(path: &str) -> String {
     fs::read_to_string(root(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// README, CONTRIBUTING, and everything in `docs/`.
+/// README, CONTRIBUTING, SECURITY, and everything in `docs/`.
 fn documents() -> Vec<String> {
-    let mut found = vec!["README.md".to_owned(), "CONTRIBUTING.md".to_owned()];
+    let mut found = ["README.md", "CONTRIBUTING.md", "SECURITY.md"].map(str::to_owned).to_vec();
     for entry in fs::read_dir(root("docs")).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
         if name.ends_with(".md") {
@@ -197,12 +197,42 @@ fn paths_of_the_source_that_documents_name_are_there() {
             for span in spans(&line) {
                 let source = ["src/", "tests/", "benches/", "tuning/", "fuzz/", "examples/"];
                 let is_path = source.iter().any(|start| span.starts_with(start));
+                // A test is named as `FILE::NAME`.
+                let span = span.split("::").next().unwrap();
                 if is_path && !span.contains(['*', '<', '{', '…', ' ']) {
                     assert!(root(span).exists(), "{document}: {span} is not there");
                 }
             }
         }
     }
+}
+
+/// Every row of the threat model names tests, and each of them is there, by its name.
+#[test]
+fn the_tests_that_the_threat_model_names_are_there() {
+    let document = text("SECURITY.md");
+    let (_, model) = document.split_once("\n## Threat model\n").unwrap();
+    let (model, _) = model.split_once("\n## ").unwrap();
+    let (mut rows, mut named) = (0, 0);
+    for line in model.lines() {
+        let tests: Vec<_> = spans(line).iter().filter_map(|span| span.split_once("::")).collect();
+        for (file, name) in &tests {
+            let code = text(file);
+            let at =
+                code.find(&format!("fn {name}(")).unwrap_or_else(|| panic!("{file}: no {name}"));
+            // A test by its attribute, or one of a list that is run with both clients of the store.
+            let before = code[..at].trim_end();
+            let is_listed =
+                code.contains("on_both_clients!(") && code.contains(&format!("{name},"));
+            assert!(before.ends_with("#[test]") || is_listed, "{file}: {name} is no test");
+            named += 1;
+        }
+        let is_row = line.starts_with("| ") && !line.starts_with("| it can |");
+        let is_excused = line.ends_with("| – |") && line.contains("not defended against");
+        assert!(!is_row || !tests.is_empty() || is_excused, "without a test: {line}");
+        rows += usize::from(is_row);
+    }
+    assert!(rows > 25 && named > 30, "{rows} rows, {named} tests");
 }
 
 #[test]

@@ -13,6 +13,7 @@ mod support;
 mod clients;
 mod documents;
 mod profiles;
+mod secrets;
 mod senders;
 mod smoke;
 mod tuning;
@@ -113,6 +114,7 @@ mod s3 {
 
 /// The process: how it starts, runs beside others, and stops.
 mod process {
+    mod access;
     mod admin;
     mod cores;
     mod drain;

@@ -13,10 +13,10 @@ use super::frames::{FrameBudgets, InboundFrames, OutboundFrames};
 use crate::config::Config;
 use crate::deadline::within;
 use crate::http::body::next_data;
-use crate::http::{BODY_RATE_WINDOW, LINGER_BYTES_MAX, LINGER_TIME_MAX};
 use crate::http::peers::Tally;
 use crate::http::phase::{BodyEnd, ConnPhase, ConnState};
 use crate::http::server::Server;
+use crate::http::{BODY_RATE_WINDOW, LINGER_BYTES_MAX, LINGER_TIME_MAX};
 use crate::metrics::{CoreCells, H2Closed};
 use crate::rt;
 

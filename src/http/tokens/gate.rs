@@ -175,7 +175,7 @@ impl TokenGate {
 
 /// The token that the head has in one header, or the same in both.
 fn token_of(fields: &impl Fields) -> Result<Option<&[u8]>, TokenRefusal> {
-    let authorization = only(fields, KnownField::Authorization)?.map(bearer).transpose()?;
+    let authorization = bearer_of(fields)?;
     let api_key = only(fields, KnownField::XApiKey)?;
     let token = match (authorization, api_key) {
         // They come from the client alone, so this reveals nothing; constant time costs nothing.
@@ -190,6 +190,14 @@ fn token_of(fields: &impl Fields) -> Result<Option<&[u8]>, TokenRefusal> {
         Some(token) if !is_well_formed(&token) => Err(TokenRefusal::Malformed),
         token => Ok(token),
     }
+}
+
+/// The token of `authorization: Bearer TOKEN`; `None`: there is no such header.
+///
+/// # Errors
+/// It is there twice, or has another scheme.
+pub fn bearer_of(fields: &impl Fields) -> Result<Option<&[u8]>, TokenRefusal> {
+    only(fields, KnownField::Authorization)?.map(bearer).transpose()
 }
 
 /// The value of a header that may be there once.

@@ -38,8 +38,8 @@ struct Demand {
 }
 
 impl Demand {
-    /// Number of buffers at first, and at least: more than the kernel fills between two refills since
-    /// Linux 6.14. Before, it may fill as many as there are sockets with bytes.
+    /// Number of buffers at first, and at least: since Linux 6.14 the kernel seldom fills more between two
+    /// refills. Before, it may fill as many as there are sockets with bytes.
     const LEAST: u16 = 64;
     /// Refills after which a demand that was never half used is halved.
     const PERIOD: u16 = 1 << 12;
@@ -89,13 +89,15 @@ impl Pool {
         let memory = map(MEMORY_BYTES)?.cast();
         let free = (0..BUFFERS).rev().collect();
         let mut pool = Pool { entries, memory, tail: 0, free, offered: 0, demand: Demand::new() };
-        pool.refill();
+        pool.refill(0);
         Ok(pool)
     }
 
-    /// Gives the kernel as many buffers as it needs, as far as there are any.
-    pub(super) fn refill(&mut self) {
-        let wanted = self.demand.at_refill(self.offered);
+    /// Gives the kernel as many buffers as it needs, as far as there are any. `unread` completions may
+    /// have one each.
+    pub(super) fn refill(&mut self, unread: usize) {
+        let unread = u16::try_from(unread).unwrap_or(u16::MAX);
+        let wanted = self.demand.at_refill(self.offered.saturating_sub(unread));
         if self.offered >= wanted || self.free.is_empty() {
             return;
         }

@@ -1,6 +1,7 @@
 //! The state that both S3 clients have on one executor: credentials, the store's clock, and the
 //! rules by which refusals are classified. So a payload has the same outcome with either client.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -12,6 +13,7 @@ use super::connector;
 use super::credential_snapshot::CredentialSnapshot;
 use super::dial::{ConnectionError, ServerAddress};
 use super::direct::{ErrorDocument, error_document};
+use super::masked;
 use super::shared::{PublishedCredentials, S3Shared};
 use crate::rt;
 use crate::store::classify::Cause;
@@ -103,6 +105,19 @@ impl ClientState {
         (target.https || !self.shared.https()).then_some((target, uri))
     }
 
+    /// What the store or a proxy says, without the secrets that they are sent.
+    pub(super) fn masked<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        let text = self.credentials.with_current(|published| {
+            let of = &published.credentials;
+            let token = of.session_token().unwrap_or_default();
+            masked::mask(text, &[of.access_key_id(), of.secret_access_key(), token])
+        });
+        match self.shared.proxy() {
+            Some(proxy) => Cow::Owned(proxy.masked(&text)),
+            None => text,
+        }
+    }
+
     /// The outcome for the worker of `refusal`, the response to a request signed with credentials
     /// of `generation`.
     pub(super) fn outcome_of(
@@ -110,8 +125,10 @@ impl ClientState {
         refusal: &ErrorReply<'_>,
         generation: u64,
     ) -> Result<(), PutError> {
-        let code = refusal.code.unwrap_or_default();
         let message = refusal.message.or_else(|| json_text(refusal.body)).unwrap_or_default();
+        // Before they are cut, because a part of a secret would not be found.
+        let code = &*self.masked(refusal.code.unwrap_or_default());
+        let message = &*self.masked(message);
         // No two payloads share a key, so the object that exists is this one. Without
         // `S3_IF_NONE_MATCH` no condition was sent, and such a response means something else.
         let conditional = self.shared.target().options.if_none_match;
@@ -120,7 +137,8 @@ impl ClientState {
         }
         let cause = Cause::of(refusal.status, code, message);
         let mut error = classify::reply_error(refusal.status, code, message);
-        error.request_ids = refusal.request_ids.clone();
+        let ids = refusal.request_ids.as_deref();
+        error.request_ids = ids.map(|ids| self.masked(ids).into());
         if let Some(proxy) = self.shared.http_proxy() {
             error.message = format!("{} (through proxy {proxy})", error.message);
         }

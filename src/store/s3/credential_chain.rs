@@ -23,6 +23,7 @@ use aws_types::os_shim_internal::Env;
 use aws_types::service_config::ServiceConfigKey;
 
 use super::environment::{self, Variables};
+use super::masked::mask_keys;
 use super::shared::Location;
 use super::{Overrides, S3Shared, S3Target, StartError, endpoint_url, profile, shared_files};
 use crate::deadline::within;
@@ -135,7 +136,9 @@ impl CredentialChain {
             let fetched = match renewed {
                 Ok(newer) => {
                     provider = newer.unwrap_or(provider);
-                    fetch(&provider).await.map_err(|e| (with_sources(&e), start_error(e)))
+                    fetch(&provider)
+                        .await
+                        .map_err(|e| (mask_keys(&with_sources(&e)), start_error(e)))
                 }
                 Err(error) => Err((error.to_string(), error)),
             };
@@ -296,7 +299,8 @@ fn start_error(error: CredentialsError) -> StartError {
         let (profile, metadata) = (profile.unwrap_or_default(), silent_metadata(&error));
         return StartError::NoCredentials { profile, metadata, unreached };
     }
-    let why = with_sources(&error);
+    // A service may quote what it was sent, and what it has.
+    let why = mask_keys(&with_sources(&error));
     // The chain is built without these features, and its error names the feature.
     for (feature, what) in [
         ("credentials-process", "credential_process"),

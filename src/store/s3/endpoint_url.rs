@@ -6,6 +6,7 @@
 //! `https://host/s3bucket`.
 
 use super::StartError;
+use super::masked::shown_url;
 use crate::store::s3::dial::ServerAddress;
 
 /// `url` with lower-case scheme and host and, if it has a path, one slash at its end.
@@ -18,7 +19,7 @@ pub(super) fn usable(
     bucket: &str,
     path_style: Option<bool>,
 ) -> Result<String, StartError> {
-    let bad = |why: &'static str| StartError::BadEndpoint { url: shown(url), why };
+    let bad = |why: &'static str| StartError::BadEndpoint { url: shown_url(url), why };
     // A password in it would appear in every message that names the endpoint.
     if url.contains('@') {
         return Err(bad("it contains a user or a password"));
@@ -52,14 +53,6 @@ pub(super) fn usable(
         return Err(StartError::BucketInEndpoint { url, bucket, without });
     }
     Ok(if path.is_empty() { base } else { format!("{base}/{path}/") })
-}
-
-/// `url` as a message may show it.
-fn shown(url: &str) -> String {
-    match url.rsplit_once('@') {
-        Some((_, host)) => format!("…@{host}"),
-        None => url.to_owned(),
-    }
 }
 
 /// The endpoint that was probably meant; `None` if this one does not contain the bucket.

@@ -13,6 +13,7 @@ use std::fmt;
 use http::{HeaderValue, Uri};
 
 use super::StartError;
+use super::masked::shown_url;
 use crate::store::s3::dial::ServerAddress;
 
 /// One setting that matters here.
@@ -163,13 +164,10 @@ impl Form {
     }
 }
 
-/// The value as a message may show it: without a password, and bounded.
+/// The value as a message may show it: without a password or a query, and bounded.
 fn shown(text: &str) -> String {
     const CHARS_MAX: usize = 200;
-    let text = match text.rsplit_once('@') {
-        Some((_, host)) => format!("…@{host}"),
-        None => text.to_owned(),
-    };
+    let text = shown_url(text);
     match text.char_indices().nth(CHARS_MAX) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text,

@@ -10,6 +10,7 @@ use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Error;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 
+use super::masked;
 use super::sdk::S3Store;
 use super::tls;
 use crate::deadline::within;
@@ -196,7 +197,7 @@ impl S3Store {
         let Some(answer) = error.raw_response() else {
             // No request could be made with these settings, such as an invalid bucket name.
             let bucket = self.state.shared.target().bucket.clone();
-            let message = classify::bounded(&with_sources(&error));
+            let message = classify::bounded(&self.state.masked(&with_sources(&error)));
             let code = "NotSent".to_owned();
             return Err(ProbeError::Refused { bucket, code, message, remedy: "" });
         };
@@ -206,9 +207,10 @@ impl S3Store {
         let key = self
             .state
             .credentials
-            .with_current(|published| published.credentials.access_key_id().to_owned());
-        let code = error.code().unwrap_or_default().to_owned();
-        let message = classify::bounded(error.message().unwrap_or_default());
+            .with_current(|published| masked::key_hint(published.credentials.access_key_id()));
+        let code = self.state.masked(error.code().unwrap_or_default()).into_owned();
+        let said = self.state.masked(error.message().unwrap_or_default());
+        let message = classify::bounded(&said);
         let cause = Cause::of(status, &code, &message);
         Err(match (cause, code.as_str()) {
             (Cause::Region, _) => self.wrong_region(answer),
@@ -260,7 +262,8 @@ impl S3Store {
         };
         match answer.headers().get("x-amz-bucket-region").or_else(in_body) {
             Some(actual) if actual != configured => {
-                ProbeError::WrongRegion { bucket, configured, actual: classify::bounded(actual) }
+                let actual = classify::bounded(&self.state.masked(actual));
+                ProbeError::WrongRegion { bucket, configured, actual }
             }
             _ => ProbeError::OtherRegion { bucket, configured },
         }

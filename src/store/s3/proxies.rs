@@ -15,6 +15,7 @@ use http::HeaderValue;
 use http::uri::Authority;
 use url::Host;
 
+use super::masked::mask;
 use crate::store::s3::dial::ServerAddress;
 use crate::store::s3::direct::base64;
 
@@ -74,6 +75,18 @@ impl Proxy {
         let mut value = HeaderValue::from_str(self.authorization.as_deref()?).ok()?;
         value.set_sensitive(true);
         Some(value)
+    }
+
+    /// What the proxy, or somebody behind it, says, without its password.
+    pub(super) fn masked(&self, text: &str) -> String {
+        let Some(encoded) = self.authorization.as_deref().and_then(|a| a.strip_prefix("Basic "))
+        else {
+            return text.to_owned();
+        };
+        let plain = aws_smithy_types::base64::decode(encoded).unwrap_or_default();
+        let plain = String::from_utf8_lossy(&plain);
+        let password = plain.split_once(':').map_or("", |(_, password)| password);
+        mask(text, &[encoded, password]).into_owned()
     }
 
     /// Parses `http://[USER[:PASSWORD]@]HOST[:PORT][/]`; the scheme may be missing. The default

@@ -139,7 +139,7 @@ impl S3Store {
         error: SdkError<PutObjectError, HttpResponse>,
         generation: u64,
     ) -> Result<(), PutError> {
-        let Some(answer) = error.raw_response() else { return Err(not_answered(&error)) };
+        let Some(answer) = error.raw_response() else { return Err(self.not_answered(&error)) };
         let body = answer.body().bytes().unwrap_or_default();
         let refusal = ErrorReply {
             status: answer.status().as_u16(),
@@ -150,6 +150,17 @@ impl S3Store {
             request_ids: request_ids(|name| answer.headers().get(name), body),
         };
         self.state.outcome_of(&refusal, generation)
+    }
+
+    /// A failure without a response: the connection's own error if there is one.
+    fn not_answered(&self, error: &SdkError<PutObjectError, HttpResponse>) -> PutError {
+        if let Some(error) = connector::connection_error(error) {
+            return unanswered(error);
+        }
+        // The request could not be built or signed. A setting is the cause: keys are never empty.
+        let why = connector::with_sources(error);
+        let message = classify::bounded(&self.state.masked(&why));
+        PutError::new(Class::StoreWide, "NotSent", message)
     }
 }
 
@@ -185,17 +196,4 @@ fn client(state: &ClientState, pool: &Rc<HyperPool>) -> Client {
     config.set_use_fips(location.fips);
     config.set_use_dual_stack(location.dual_stack);
     Client::from_conf(config.build())
-}
-
-/// A failure without a response: the connection's own error if there is one.
-fn not_answered<E>(error: &SdkError<E, HttpResponse>) -> PutError
-where
-    E: std::error::Error + 'static,
-{
-    if let Some(error) = connector::connection_error(error) {
-        return unanswered(error);
-    }
-    // The request could not be built or signed. A setting is the cause: keys are never empty.
-    let message = classify::bounded(&connector::with_sources(error));
-    PutError::new(Class::StoreWide, "NotSent", message)
 }

@@ -1,6 +1,7 @@
 //! What control publishes to the cores: settings fixed at start, and snapshots that only control
 //! replaces.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::UNIX_EPOCH;
@@ -35,13 +36,21 @@ pub(super) struct Network {
 }
 
 /// One published set of credentials.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct PublishedCredentials {
     pub credentials: Credentials,
     /// Counts publications, from 1; 0 before the first.
     pub generation: u64,
     /// The store refused these and the chain returned the same again: only an operator can help.
     pub stuck: bool,
+}
+
+/// The SDK's own `Debug` shows the access key.
+impl fmt::Debug for PublishedCredentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let PublishedCredentials { generation, stuck, .. } = self;
+        write!(f, "PublishedCredentials(***, generation {generation}, stuck {stuck})")
+    }
 }
 
 impl PublishedCredentials {

@@ -38,7 +38,7 @@ pub struct S3Target {
 
 /// Replaces what the environment says. All empty in production, where the AWS variables
 /// (`AWS_REGION`, `AWS_ENDPOINT_URL`, `AWS_PROFILE`, …) are the only source.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Overrides {
     pub credentials: Option<Credentials>,
     pub region: Option<String>,

@@ -94,7 +94,7 @@ fn verdict(
             if (200..300).contains(&status) {
                 return Some(Ok(()));
             }
-            let reason = response.reason.unwrap_or_default();
+            let reason = proxy.masked(response.reason.unwrap_or_default());
             Some(Err(ConnectionError::TunnelRefused {
                 host: server.host.clone(),
                 port: server.port,
