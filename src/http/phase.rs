@@ -166,7 +166,9 @@ impl ConnState {
     /// The state of a stream that begins.
     pub(super) fn of_stream(link: Rc<H2Link>, tally: Rc<Tally>) -> Rc<ConnState> {
         let origin = ClientOrigin::new(link.conn.origin.connection());
-        Rc::new(ConnState::begin(origin, BodyState::default(), tally, Some(link)))
+        let state = ConnState::begin(origin, BodyState::default(), tally, Some(link));
+        state.phase.set(ConnPhase::Head);
+        Rc::new(state)
     }
 
     fn begin(

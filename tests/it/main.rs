@@ -48,6 +48,14 @@ mod http {
     mod tokens;
 }
 
+/// HTTP/2.
+mod h2 {
+    mod clients;
+    mod limits;
+    mod requests;
+    mod spec;
+}
+
 /// Attacks, each with a good client beside it.
 mod hostile {
     mod bombs;

@@ -124,11 +124,18 @@ impl H2Link {
         state
     }
 
-    /// The stream that has just begun, with hyper's `work` on it.
-    fn opened(self: &Rc<H2Link>, work: Pin<Box<dyn Future<Output = ()>>>) -> OpenStream {
-        let state = self.begun.take().expect("hyper calls the service first");
+    /// The stream that has just begun, with hyper's `work` on it. `None`: it is other work, for a
+    /// connection that becomes another protocol's, as none does here.
+    fn opened(self: &Rc<H2Link>, work: Pin<Box<dyn Future<Output = ()>>>) -> Option<OpenStream> {
+        let state = self.begun.take()?;
         let number = self.open.borrow_mut().insert(state.clone());
-        OpenStream { link: self.clone(), state, number, work }
+        Some(OpenStream { link: self.clone(), state, number, work })
+    }
+
+    /// Drops what was not polled: it holds this link.
+    pub(super) fn clear(&self) {
+        drop(self.spawned.take());
+        drop(self.begun.take());
     }
 
     /// A request of the connection is answered, or will not be.
@@ -198,8 +205,8 @@ impl H2Link {
 
     /// A stream waits for its client from `since` on.
     fn waits(&self, since: Instant, config: &Config) {
-        if self.next.get().is_none() {
-            let first = config.body_timeout.min(config.idle_timeout).min(BODY_RATE_WINDOW);
+        let first = config.body_timeout.min(config.idle_timeout).min(BODY_RATE_WINDOW);
+        if self.next.get().is_none_or(|next| since + first < next.0 + next.1) {
             self.next.set(Some((since, first)));
         }
     }
@@ -302,6 +309,6 @@ pub(super) struct StreamSpawner(pub(super) Rc<H2Link>);
 impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for StreamSpawner {
     fn execute(&self, work: F) {
         let stream = self.0.opened(Box::pin(work));
-        self.0.spawned.borrow_mut().push(StreamTask::Open(stream));
+        self.0.spawned.borrow_mut().extend(stream.map(StreamTask::Open));
     }
 }

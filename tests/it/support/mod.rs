@@ -6,6 +6,7 @@ pub mod child;
 pub mod chromium;
 pub mod disks;
 pub mod front;
+pub mod h2;
 pub mod imds;
 pub mod needs;
 pub mod proxy;

@@ -21,6 +21,8 @@ pub enum Need {
     Go,
     /// An IPv6 loopback address.
     Ipv6,
+    /// h2load(1), a client of HTTP/2.
+    H2load,
     /// haproxy(1), in front of the server.
     Haproxy,
     /// Resource limits as high as those that a test lowers them to.
