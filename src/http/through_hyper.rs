@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Method, Request, Response};
 use http_body::Body as _;
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -100,6 +100,7 @@ pub(super) async fn handle(
     let checked = head::check(&request, framing).map_err(Answer::BadHead);
     let handling = Handling::begin(server, state, request.headers(), length, started);
     let (head, mut body) = request.into_parts();
+    let is_head = head.method == Method::HEAD;
     let wanted = checked.and_then(|()| judge(server, &handling, &head));
     // While the body arrives, the head's fields and their buffer would outweigh the rest of the
     // connection.
@@ -111,7 +112,11 @@ pub(super) async fn handle(
     if body_left {
         state.leave_unread(body);
     }
-    let (response, _now) = handling.reply(answer, body_left, room);
+    let (mut response, _now) = handling.reply(answer, body_left, room);
+    // In HTTP/1.1 hyper leaves it out itself.
+    if is_head && state.is_stream() {
+        *response.body_mut() = Full::default();
+    }
     response
 }
 
