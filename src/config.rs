@@ -295,7 +295,11 @@ impl ConfigError {
             true => !value.may_be_foreign(),
             false => !value.is_hidden() && value.shown() == value.text,
         };
-        let reason = if is_harmless { reason } else { format!("is not allowed: {help}") };
+        let reason = match is_harmless {
+            true => reason,
+            false if value.is_pem() => value::IS_PEM.to_owned(),
+            false => format!("is not allowed: {help}"),
+        };
         ConfigError::refuse_saying(value, reason)
     }
 

@@ -151,3 +151,6 @@ pub mod store {
         }
     }
 }
+pub mod tls {
+    pub use crate::tls::{TlsError, TlsSnapshot};
+}

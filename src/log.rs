@@ -7,6 +7,7 @@
 mod line;
 mod own;
 mod panicked;
+mod pem;
 mod writer;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
@@ -21,6 +22,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::rt;
+pub use pem::pem_flaw;
 use writer::{LogQueue, MakeQueueWriter};
 
 /// The longest time that the end of the process waits for stderr to accept the last lines.

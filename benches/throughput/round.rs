@@ -101,7 +101,7 @@ pub fn measure(
         Kind::Idle => {
             Some(resident_after.saturating_sub(resident_before) as f64 / lane.connections as f64)
         }
-        Kind::Closed | Kind::Open { .. } => None,
+        Kind::Closed | Kind::OnceEach | Kind::Open { .. } => None,
     };
     Ok(sample)
 }

@@ -14,7 +14,7 @@ use crate::server::Variant;
 
 /// The servers that run unless the command line names others.
 const USUAL: &str = "millrace,millrace-queued,millrace-null,millrace-unsigned,millrace-plain,\
-    tokio-sdk,tokio-lean,floor";
+    millrace-http,tokio-sdk,tokio-lean,floor";
 
 /// Rounds of a record; a median of fewer is a matter of luck on a machine with neighbours.
 const RECORD_ROUNDS: usize = 9;

@@ -10,12 +10,14 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use crate::client;
-use crate::lanes::{Lane, Sink};
+use crate::lanes::{Lane, Sink, Wire};
 use crate::options::Options;
 
 /// Where S3 servers put: the sink looks for it.
 pub const BUCKET: &str = "bench";
 pub const PREFIX: &str = "in/";
+/// The name in the server's certificate.
+pub const HOST: &str = "ingest.example";
 
 /// One of the servers that are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +33,8 @@ pub enum Variant {
     MillraceUnsigned,
     /// millrace with `COMPRESSION=none`.
     MillracePlain,
+    /// millrace without TLS, in lanes that have it.
+    MillraceHttp,
     /// The tokio variant as it is.
     TokioSdk,
     /// The tokio variant with millrace's own PUT.
@@ -40,13 +44,14 @@ pub enum Variant {
 }
 
 impl Variant {
-    pub const ALL: [Variant; 9] = [
+    pub const ALL: [Variant; 10] = [
         Variant::Millrace,
         Variant::MillraceSdk,
         Variant::MillraceQueued,
         Variant::MillraceNull,
         Variant::MillraceUnsigned,
         Variant::MillracePlain,
+        Variant::MillraceHttp,
         Variant::TokioSdk,
         Variant::TokioLean,
         Variant::Floor,
@@ -60,6 +65,7 @@ impl Variant {
             Variant::MillraceNull => "millrace-null",
             Variant::MillraceUnsigned => "millrace-unsigned",
             Variant::MillracePlain => "millrace-plain",
+            Variant::MillraceHttp => "millrace-http",
             Variant::TokioSdk => "tokio-sdk",
             Variant::TokioLean => "tokio-lean",
             Variant::Floor => "floor",
@@ -75,6 +81,7 @@ impl Variant {
     pub fn lane(self, lane: &Lane) -> Lane {
         match self {
             Variant::MillraceNull => Lane { store: Sink::Null, batches: false, ..lane.clone() },
+            Variant::MillraceHttp => Lane { wire: Wire::Plain, ..lane.clone() },
             _ => lane.clone(),
         }
     }
@@ -82,7 +89,7 @@ impl Variant {
     /// Flags that make it what it is: stronger than a lane's settings.
     fn flags(self) -> &'static [&'static str] {
         match self {
-            Variant::Millrace | Variant::TokioSdk | Variant::Floor => &[],
+            Variant::Millrace | Variant::MillraceHttp | Variant::TokioSdk | Variant::Floor => &[],
             Variant::MillraceSdk => &["--s3-client", "sdk"],
             Variant::MillraceQueued => &["--ack", "queued"],
             Variant::MillraceNull => &["--store", "null:", "--object", "payload"],
@@ -161,10 +168,18 @@ impl Server {
             Sink::Null => "null:".to_owned(),
             Sink::S3 { .. } => format!("s3://{BUCKET}/{PREFIX}"),
         };
+        let listen = match lane.wire {
+            Wire::Plain => ingest.to_string(),
+            Wire::Tls => {
+                write_certificate(&directory.path().join(CERTIFICATE))?;
+                format!("https://{ingest}")
+            }
+        };
         let mut command = binaries.command(variant);
         command
             .env_clear()
-            .env("LISTEN", ingest.to_string())
+            .env("LISTEN", listen)
+            .envs(lane.wire.settings())
             .env("ADMIN_LISTEN", admin.to_string())
             .env("CORES", cores.join(","))
             .env("STORE", store)
@@ -300,6 +315,24 @@ fn spawn_pinned(mut command: Command, cores: Vec<usize>) -> std::io::Result<Chil
         command.spawn()
     });
     spawner.join().map_err(|_| std::io::Error::other("the spawning thread panicked"))?
+}
+
+/// The file with the certificate and its key, in the server's directory.
+const CERTIFICATE: &str = "server.pem";
+
+impl Wire {
+    /// What a server needs for it beside its address.
+    fn settings(self) -> Option<(&'static str, &'static str)> {
+        (self == Wire::Tls).then_some(("TLS_CERT", CERTIFICATE))
+    }
+}
+
+/// Writes a certificate with an ECDSA key on P-256, as most of those that are renewed by themselves.
+fn write_certificate(path: &Path) -> Result<(), String> {
+    let made = rcgen::generate_simple_self_signed([HOST.to_owned()])
+        .map_err(|error| format!("no certificate: {error}"))?;
+    let pem = made.cert.pem() + &made.signing_key.serialize_pem();
+    std::fs::write(path, pem).map_err(|error| format!("{}: {error}", path.display()))
 }
 
 fn free_port() -> std::io::Result<SocketAddr> {

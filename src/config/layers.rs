@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 
 use super::ConfigError;
 use super::settings::{SETTINGS, Setting};
+use super::value::PEM;
 
 /// The settings and the file given on the command line. No setting that is a secret is among them.
 #[derive(Clone, Default)]
@@ -89,9 +90,15 @@ pub struct SettingValue {
 }
 
 impl SettingValue {
-    /// Whether no message may show its text: it is a secret, or may be another program's.
+    /// Whether no message may show its text: it is a secret, or may be another program's, or a key
+    /// where the name of its file belongs.
     pub fn is_hidden(&self) -> bool {
-        self.setting.is_secret || self.may_be_foreign()
+        self.setting.is_secret || self.may_be_foreign() || self.is_pem()
+    }
+
+    /// Whether its text is a key or a certificate.
+    pub(super) fn is_pem(&self) -> bool {
+        self.text.contains(PEM)
     }
 
     /// Whether its text may belong to another program.

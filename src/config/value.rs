@@ -91,10 +91,18 @@ pub(super) fn address(text: &str) -> Parsed<SocketAddr> {
     })
 }
 
+/// What begins a key or a certificate. No name of a file has it.
+pub(super) const PEM: &str = "-----BEGIN";
+
+/// Why such a text is refused as one.
+pub(super) const IS_PEM: &str =
+    "is a key or a certificate itself: give the name of a file that holds it";
+
 pub(super) fn path(text: &str) -> Parsed<PathBuf> {
     match text {
         "" => Err("give a path".into()),
         _ if text.contains('\0') => Err("a path cannot contain NUL".into()),
+        _ if text.contains(PEM) => Err(IS_PEM.into()),
         _ => Ok(text.into()),
     }
 }

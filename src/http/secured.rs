@@ -219,11 +219,6 @@ impl SecuredConn<'_> {
             is_complete =
                 poll_fn(|cx| self.poll_or_overdue(cx, alarm, Some(&entry.of), &mut step)).await?;
         }
-        let mut said = |cx: &mut Context<'_>| {
-            let said = ready!(tls.stream.poll_said(cx, &mut session));
-            Poll::Ready(said.map_err(|_| HandshakeEnd::Closed))
-        };
-        poll_fn(|cx| self.poll_or_overdue(cx, alarm, Some(&entry.of), &mut said)).await?;
         Ok(session)
     }
 

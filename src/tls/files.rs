@@ -10,6 +10,7 @@ use futures_rustls::pki_types::pem::{PemObject as _, SectionKind};
 use futures_rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::pair::PairError;
+use crate::log::pem_flaw;
 
 /// Largest file: thousands of certificates. A longer one is something else.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -31,15 +32,42 @@ pub struct PemFile {
     pub labels: PemLabels,
 }
 
-/// The labels of the sections of a file, as `-----BEGIN LABEL-----` has them.
+/// The labels of the sections of a file, as `-----BEGIN LABEL-----` has them, in place of one that is
+/// not known [`OTHER_LABEL`]: a key that lost its line ends looks like a long label.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PemLabels(Vec<String>);
+pub struct PemLabels(Vec<&'static str>);
+
+const OTHER_LABEL: &str = "a section of an unknown kind";
+
+/// Labels that messages show, of RFC 7468 and OpenSSL.
+const LABELS: &[&str] = &[
+    "CERTIFICATE",
+    "X509 CERTIFICATE",
+    "TRUSTED CERTIFICATE",
+    "CERTIFICATE REQUEST",
+    "NEW CERTIFICATE REQUEST",
+    "X509 CRL",
+    "PKCS7",
+    "CMS",
+    "PUBLIC KEY",
+    "RSA PUBLIC KEY",
+    "PRIVATE KEY",
+    "RSA PRIVATE KEY",
+    "EC PRIVATE KEY",
+    "DSA PRIVATE KEY",
+    "ENCRYPTED PRIVATE KEY",
+    "OPENSSH PRIVATE KEY",
+    "EC PARAMETERS",
+    "DH PARAMETERS",
+];
 
 impl PemLabels {
     fn of(text: &[u8]) -> PemLabels {
         let label = |line: &[u8]| {
             let line = line.trim_ascii_end().strip_prefix(b"-----BEGIN ")?;
-            Some(String::from_utf8_lossy(line.strip_suffix(b"-----")?).into_owned())
+            let label = line.strip_suffix(b"-----")?;
+            let known = LABELS.iter().find(|known| known.as_bytes() == label);
+            Some(*known.unwrap_or(&OTHER_LABEL))
         };
         let mut labels: Vec<_> = text.split(|byte| *byte == b'\n').filter_map(label).collect();
         labels.dedup();
@@ -78,7 +106,7 @@ impl PemFile {
         }
         let mut file = PemFile { certificates: Vec::new(), keys: Vec::new(), labels };
         for section in <(SectionKind, Vec<u8>)>::pem_slice_iter(text) {
-            let (kind, der) = section.map_err(|error| PairError::BrokenPem(error.to_string()))?;
+            let (kind, der) = section.map_err(|error| PairError::BrokenPem(pem_flaw(&error)))?;
             match kind {
                 SectionKind::Certificate => file.certificates.push(der.into()),
                 SectionKind::RsaPrivateKey => file.keys.push(PrivateKeyDer::Pkcs1(der.into())),

@@ -44,8 +44,8 @@ pub enum PairError {
          -nocerts -nodes`"
     )]
     Pkcs12,
-    #[error("has a section that is not PEM ({0}): it may be cut, copy it again")]
-    BrokenPem(String),
+    #[error("has a section that is not PEM ({0}): it may be cut or on one line, copy it again")]
+    BrokenPem(&'static str),
     #[error("holds no certificate but {0}: give the file with -----BEGIN CERTIFICATE-----")]
     NoCertificate(PemLabels),
     #[error(

@@ -303,6 +303,15 @@ impl Session {
         self.tls.is_handshaking()
     }
 
+    /// Whether all that is to be sent are tickets, and an answer will follow: the handshake is complete
+    /// and a request, or a part of it, has come along. Without TLS 1.3 the client may still wait for
+    /// the end of the handshake.
+    pub(super) fn can_leave_tickets(&self) -> bool {
+        !self.is_handshaking()
+            && self.read < self.plain.len()
+            && self.tls.protocol_version() == Some(ProtocolVersion::TLSv1_3)
+    }
+
     /// What the handshake has agreed on, once it is complete.
     pub fn agreed(&self) -> Agreed {
         let version = self.tls.protocol_version().unwrap_or(ProtocolVersion::TLSv1_3);

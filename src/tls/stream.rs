@@ -72,7 +72,8 @@ impl TlsStream {
         })
     }
 
-    /// Waits for what comes next of a handshake, and answers it. Ready with true once it is complete.
+    /// Waits for what comes next of a handshake, and answers it. Ready with true once it is complete:
+    /// tickets may be left to go with the answer to a request that came along.
     pub fn poll_handshake(
         &self,
         cx: &mut Context<'_>,
@@ -85,7 +86,9 @@ impl TlsStream {
         let taken = session.take(received.bytes_mut());
         received.take(received.len());
         drop(received);
-        self.send_ahead(session);
+        if taken.is_err() || !session.can_leave_tickets() {
+            self.send_ahead(session);
+        }
         Poll::Ready(match taken {
             Err(error) => Err(HandshakeEnd::Failed(error)),
             // The end of the handshake, a request and the end may come together.

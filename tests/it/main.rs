@@ -67,6 +67,7 @@ mod hostile {
     mod slow;
     mod smuggling;
     mod support;
+    mod tls;
     mod tokens;
 }
 

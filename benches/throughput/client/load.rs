@@ -5,8 +5,8 @@
 //! requests it keeps from being sent.
 
 use std::collections::VecDeque;
-use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::SocketAddr;
+use std::io::{self, ErrorKind};
+use std::net::{Shutdown, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,10 +14,12 @@ use hdrhistogram::Histogram;
 use mio::event::Event;
 use mio::net::TcpStream;
 use mio::{Interest, Registry};
+use tokio_rustls::rustls::ClientConfig;
 
 use super::traffic::Traffic;
+use super::wire::{Wire, tls_settings};
 use super::{Phase, Share, empty_histogram, load_token};
-use crate::lanes::Kind;
+use crate::lanes::{self, Kind};
 
 /// Connections on their way at a time: fewer than any server's accept queue takes.
 const CONNECTING_MAX: usize = 64;
@@ -25,8 +27,12 @@ const CONNECTING_MAX: usize = 64;
 pub(super) struct Load {
     kind: Kind,
     traffic: Arc<Traffic>,
+    /// Set if connections have TLS.
+    tls: Option<Arc<ClientConfig>>,
     turn: usize,
     conns: Vec<Conn>,
+    /// Those that are to be replaced.
+    ended: Vec<usize>,
     conns_wanted: usize,
     connecting: usize,
     arrivals: Option<Arrivals>,
@@ -40,7 +46,7 @@ pub(super) struct Load {
 }
 
 struct Conn {
-    stream: TcpStream,
+    wire: Wire,
     state: State,
     due: Due,
     /// The start of an answer that came in pieces.
@@ -50,6 +56,8 @@ struct Conn {
 #[derive(Clone, Copy)]
 enum State {
     Connecting,
+    /// The socket is connected, the handshake of TLS is not complete.
+    Shaking,
     Free,
     /// So many bytes of the request of this turn are written.
     Sending {
@@ -57,6 +65,7 @@ enum State {
         written: usize,
     },
     Waiting,
+    Ended,
 }
 
 /// When a request was to be sent, and whether it counts.
@@ -87,13 +96,15 @@ impl Load {
                     late: VecDeque::new(),
                 })
             }
-            Kind::Closed | Kind::Idle => None,
+            Kind::Closed | Kind::Idle | Kind::OnceEach => None,
         };
         Load {
             kind: share.lane.kind,
             traffic,
+            tls: (share.lane.wire == lanes::Wire::Tls).then(tls_settings),
             turn: share.at * 7,
             conns: Vec::new(),
+            ended: Vec::new(),
             conns_wanted: share.connections(),
             connecting: 0,
             arrivals,
@@ -123,17 +134,36 @@ impl Load {
             && self.connecting < CONNECTING_MAX
             && phase <= Phase::Measured
         {
-            let Ok(mut stream) = TcpStream::connect(target) else { return };
-            let token = load_token(self.conns.len());
-            let interest = Interest::READABLE | Interest::WRITABLE;
-            if registry.register(&mut stream, token, interest).is_err() {
-                return;
+            let Some(conn) = self.connect(registry, target, self.conns.len(), now) else { return };
+            self.conns.push(conn);
+        }
+        while phase <= Phase::Measured
+            && self.connecting < CONNECTING_MAX
+            && let Some(index) = self.ended.pop()
+        {
+            match self.connect(registry, target, index, now) {
+                Some(conn) => self.conns[index] = conn,
+                None => return self.ended.push(index),
             }
-            let due = Due { at: now, measured: false };
-            self.conns.push(Conn { stream, state: State::Connecting, due, stash: Vec::new() });
-            self.connecting += 1;
         }
         self.send_what_is_due(now);
+    }
+
+    /// Begins connection `index`.
+    fn connect(
+        &mut self,
+        registry: &Registry,
+        target: SocketAddr,
+        index: usize,
+        now: Instant,
+    ) -> Option<Conn> {
+        let stream = TcpStream::connect(target).ok()?;
+        let mut wire = Wire::new(stream, self.tls.as_ref()).ok()?;
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        registry.register(&mut wire.stream, load_token(index), interest).ok()?;
+        self.connecting += 1;
+        let due = Due { at: now, measured: self.phase == Phase::Measured };
+        Some(Conn { wire, state: State::Connecting, due, stash: Vec::new() })
     }
 
     fn send_what_is_due(&mut self, now: Instant) {
@@ -194,19 +224,32 @@ impl Load {
         if event.is_writable() {
             match conn.state {
                 State::Connecting => {
-                    if let Ok(Some(error)) | Err(error) = conn.stream.take_error() {
+                    if let Ok(Some(error)) | Err(error) = conn.wire.stream.take_error() {
                         return Err(format!("cannot connect: {error}"));
                     }
-                    let _only_slower_without = conn.stream.set_nodelay(true);
-                    conn.state = State::Free;
-                    self.connecting -= 1;
-                    self.ready(index)?;
+                    let _only_slower_without = conn.wire.stream.set_nodelay(true);
+                    conn.state = State::Shaking;
+                    conn.wire.flush().map_err(|error| format!("no handshake: {error}"))?;
+                    self.shake(index)?;
                 }
                 State::Sending { .. } => self.write(index)?,
-                State::Free | State::Waiting => {}
+                State::Shaking | State::Waiting => conn.wire.flush().map_err(not_sent)?,
+                State::Free | State::Ended => {}
             }
         }
-        if event.is_readable() { self.read(index, buffer) } else { Ok(()) }
+        let reads = event.is_readable() && !matches!(self.conns[index].state, State::Ended);
+        if reads { self.read(index, buffer) } else { Ok(()) }
+    }
+
+    /// The handshake may have gone on: if it is complete, or there is none, requests can be sent.
+    fn shake(&mut self, index: usize) -> Result<(), String> {
+        let conn = &mut self.conns[index];
+        if !conn.wire.is_ready()? {
+            return Ok(());
+        }
+        conn.state = State::Free;
+        self.connecting -= 1;
+        self.ready(index)
     }
 
     /// The connection has nothing to do: gives it the next request, if there is one now.
@@ -222,7 +265,10 @@ impl Load {
                 self.conns[index].stash.reserve(1);
                 self.send(index, Due { at: now, measured })
             }
-            Kind::Closed | Kind::Idle => Ok(()),
+            Kind::OnceEach if self.phase <= Phase::Measured => {
+                self.send(index, self.conns[index].due)
+            }
+            Kind::Closed | Kind::Idle | Kind::OnceEach => Ok(()),
             Kind::Open { .. } => {
                 self.free.push_back(index);
                 self.send_what_is_due(now);
@@ -245,13 +291,13 @@ impl Load {
         let State::Sending { turn, mut written } = conn.state else { return Ok(()) };
         let request = self.traffic.request(turn);
         while written < request.len() {
-            match conn.stream.write(&request[written..]) {
+            match conn.wire.write(&request[written..]) {
                 Ok(n) => written += n,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     conn.state = State::Sending { turn, written };
                     return Ok(());
                 }
-                Err(error) => return Err(format!("a request could not be sent: {error}")),
+                Err(error) => return Err(not_sent(error)),
             }
         }
         conn.state = State::Waiting;
@@ -260,10 +306,15 @@ impl Load {
 
     fn read(&mut self, index: usize, buffer: &mut [u8]) -> Result<(), String> {
         let conn = &mut self.conns[index];
-        let read = match conn.stream.read(buffer) {
-            Ok(0) => return Err("the server closed a connection".into()),
-            Ok(n) => &buffer[..n],
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+        let read = match conn.wire.read(buffer) {
+            Ok([]) => return Err("the server closed a connection".into()),
+            Ok(read) => read,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                return match conn.state {
+                    State::Shaking => self.shake(index),
+                    _ => Ok(()),
+                };
+            }
             Err(error) => return Err(format!("a connection broke: {error}")),
         };
         let accepted = if conn.stash.is_empty() {
@@ -292,8 +343,26 @@ impl Load {
         self.in_flight -= 1;
         self.answered += 1;
         self.accepted += accepted;
+        if self.kind == Kind::OnceEach {
+            self.conns[index].end();
+            self.ended.push(index);
+            return Ok(());
+        }
         self.ready(index)
     }
+}
+
+impl Conn {
+    /// Closes our half; what the server still sends is not read.
+    fn end(&mut self) {
+        self.wire.say_goodbye();
+        self.state = State::Ended;
+        let _closed_by_its_drop = self.wire.stream.shutdown(Shutdown::Write);
+    }
+}
+
+fn not_sent(error: io::Error) -> String {
+    format!("a request could not be sent: {error}")
 }
 
 /// How many payloads the answer in `bytes` accepts; none when it is not there as a whole yet.

@@ -7,6 +7,7 @@ mod event;
 mod load;
 mod sink;
 mod traffic;
+mod wire;
 
 use std::io;
 use std::net::SocketAddr;

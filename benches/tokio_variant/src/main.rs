@@ -8,7 +8,7 @@
 //! may grow to its default size, nothing is timed for a histogram.
 //!
 //! The same: statuses, all-or-nothing admission by slots and bytes, `ENQUEUE_WAIT` in order of
-//! arrival, 413, 503 with `retry-after`, tokens, the budgets of connections and bodies,
+//! arrival, 413, 503 with `retry-after`, TLS by tokio-rustls under the library's own settings, tokens, the budgets of connections and bodies,
 //! `PUT_TIMEOUT`, retry with backoff, a drain on SIGTERM. Not built, because no lane measures it:
 //! `file:` stores, compressed bodies (415), dead letters (a payload that is given up is counted as
 //! lost and the exit status is 1), lingering after an early answer, 408 for a late head.

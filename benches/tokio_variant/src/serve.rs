@@ -9,16 +9,19 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use millrace::internals::config::Config;
 use millrace::internals::http::tokens::TokenSet;
 use millrace::internals::key::KeyOf;
 use millrace::internals::metrics::tokens::TokenNames;
 use millrace::internals::queue::job::Stamp;
-use tokio::net::{TcpListener, TcpSocket};
+use millrace::internals::tls::TlsSnapshot;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 
 use crate::admit::{Admission, BodyBudget};
 use crate::store::{Put, Store};
@@ -89,7 +92,8 @@ pub async fn serve(config: Config, put: Put) -> Result<bool, String> {
         tokio::spawn(admin::serve(server.clone(), listener));
     }
     let drain = server.config.drain_timeout;
-    let connections = accept_until_signal(&server, listener).await;
+    let acceptor = acceptor(&server.config)?;
+    let connections = accept_until_signal(&server, listener, acceptor).await;
     let _those_still_open_are_cut = tokio::time::timeout(drain / 2, connections.shutdown()).await;
     server.admission.close();
     let all = async { while workers.join_next().await.is_some() {} };
@@ -100,6 +104,16 @@ pub async fn serve(config: Config, put: Put) -> Result<bool, String> {
     Ok(accepted == stored)
 }
 
+/// What makes handshakes, if the address has TLS: with millrace's settings of rustls, and its
+/// tickets.
+fn acceptor(config: &Config) -> Result<Option<TlsAcceptor>, String> {
+    let Some(options) = config.tls.as_ref().filter(|_| config.listen[0].tls) else {
+        return Ok(None);
+    };
+    let snapshot = TlsSnapshot::read(options, false, None).map_err(|error| error.to_string())?;
+    Ok(Some(TlsAcceptor::from(snapshot.ingest)))
+}
+
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
@@ -107,7 +121,11 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(4096)
 }
 
-async fn accept_until_signal(server: &Arc<Server>, listener: TcpListener) -> GracefulShutdown {
+async fn accept_until_signal(
+    server: &Arc<Server>,
+    listener: TcpListener,
+    acceptor: Option<TlsAcceptor>,
+) -> GracefulShutdown {
     let connections = GracefulShutdown::new();
     let slots = Arc::new(Semaphore::new(server.config.max_connections * server.config.cores.len()));
     let mut builder = http1::Builder::new();
@@ -132,20 +150,54 @@ async fn accept_until_signal(server: &Arc<Server>, listener: TcpListener) -> Gra
             continue;
         };
         let _only_slower_without = stream.set_nodelay(true);
-        let service = service_fn({
-            let server = server.clone();
-            move |request| {
-                let server = server.clone();
-                async move { conn::handle(&server, request).await }
+        let (server, builder, watcher) = (server.clone(), builder.clone(), connections.watcher());
+        match &acceptor {
+            None => tokio::spawn(async move {
+                serve_connection(server, builder, stream, watcher).await;
+                drop(slot);
+            }),
+            Some(acceptor) => {
+                let acceptor = acceptor.clone();
+                tokio::spawn(async move {
+                    if let Some(stream) = shake(&server, &acceptor, stream).await {
+                        serve_connection(server, builder, stream, watcher).await;
+                    }
+                    drop(slot);
+                })
             }
-        });
-        let connection = builder.serve_connection(TokioIo::new(stream), service);
-        let connection = connections.watch(connection);
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "connection ended");
-            }
-            drop(slot);
-        });
+        };
+    }
+}
+
+/// Makes the handshake, in `TLS_HANDSHAKE_TIMEOUT`.
+async fn shake(
+    server: &Server,
+    acceptor: &TlsAcceptor,
+    stream: TcpStream,
+) -> Option<tokio_rustls::server::TlsStream<TcpStream>> {
+    let timeout = server.config.tls.as_ref().expect("it has TLS").handshake_timeout;
+    match tokio::time::timeout(timeout, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => Some(stream),
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "handshake failed");
+            None
+        }
+        Err(_) => None,
+    }
+}
+
+async fn serve_connection(
+    server: Arc<Server>,
+    builder: http1::Builder,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    watcher: Watcher,
+) {
+    let service = service_fn(move |request| {
+        let server = server.clone();
+        async move { conn::handle(&server, request).await }
+    });
+    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    if let Err(error) = watcher.watch(connection).await {
+        tracing::debug!(%error, "connection ended");
     }
 }

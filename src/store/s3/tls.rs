@@ -12,8 +12,9 @@ use std::sync::Arc;
 use futures_rustls::pki_types::CertificateDer;
 use futures_rustls::rustls::crypto::ring;
 use futures_rustls::rustls::{ClientConfig, RootCertStore};
-use rustls_native_certs::CertificateResult;
+use rustls_native_certs::{CertificateResult, Error, ErrorKind};
 
+use crate::log::pem_flaw;
 use crate::store::s3::environment::path_variable;
 
 pub(crate) use remedy::remedy;
@@ -31,7 +32,7 @@ pub fn client_config(extra: &[CertificateDer<'static>]) -> Result<Arc<ClientConf
         let (added, _) =
             RootCertStore::empty().add_parsable_certificates(bundle.certs.iter().cloned());
         if added == 0 {
-            let why = bundle.errors.first().map(|e| format!(": {e}")).unwrap_or_default();
+            let why = bundle.errors.first().map(|e| format!(": {}", said(e))).unwrap_or_default();
             return Err(format!("AWS_CA_BUNDLE={} contains no certificate{why}", path.display()));
         }
         trusted.extend(bundle.certs);
@@ -73,9 +74,18 @@ fn system_roots() -> CertificateResult {
         }
     };
     if let Some(error) = roots.errors.first().filter(|_| is_given && roots.certs.is_empty()) {
-        tracing::warn!("{} contain no root certificate: {error}", names.join(" and "));
+        let (names, error) = (names.join(" and "), said(error));
+        tracing::warn!("{names} contain no root certificate: {error}");
     }
     roots
+}
+
+/// What a message says about `error`.
+fn said(error: &Error) -> String {
+    match &error.kind {
+        ErrorKind::Pem(flaw) => pem_flaw(flaw).to_owned(),
+        _ => error.to_string(),
+    }
 }
 
 fn load(file: Option<PathBuf>, dirs: Vec<PathBuf>) -> CertificateResult {

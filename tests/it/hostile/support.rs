@@ -6,13 +6,16 @@
 //! optimised and the machine is shared: `cargo bench --bench attacks` measures. What is asserted is
 //! that no good request fails, that every payload is counted once, and that nothing is left behind.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::support::{Client, Server, request};
+use tokio_rustls::rustls::ClientConfig;
+
+use crate::support::tls::{HOST, TlsClient};
+use crate::support::{Client, Reply, Server, request};
 
 /// How long an attack goes on, unless it says otherwise.
 pub const ATTACK_TIME: Duration = Duration::from_millis(1200);
@@ -40,6 +43,8 @@ pub struct Attack {
 pub struct Raid {
     pub server: SocketAddr,
     pub connections: usize,
+    /// How clients connect that speak TLS, version 1.3 and 1.2.
+    pub tls: Option<[Arc<ClientConfig>; 2]>,
     /// Payloads of the attack that were acknowledged, or must have been.
     pub accepted: u64,
     turns: u64,
@@ -107,9 +112,17 @@ pub struct GoodClient {
 impl GoodClient {
     /// Starts to post with `headers`, each ended by CRLF.
     pub fn start(server: SocketAddr, headers: &'static str) -> GoodClient {
+        GoodClient::start_with(headers, move || Client::try_connect(server))
+    }
+
+    /// The same on connections that `connect` makes.
+    fn start_with<C: GoodConnection>(
+        headers: &'static str,
+        connect: impl Fn() -> Option<C> + Send + 'static,
+    ) -> GoodClient {
         let over = Arc::new(AtomicBool::new(false));
         let stop = over.clone();
-        let thread = std::thread::spawn(move || be_good(server, headers, &stop));
+        let thread = std::thread::spawn(move || be_good(connect, headers, &stop));
         GoodClient { over, thread }
     }
 
@@ -120,9 +133,32 @@ impl GoodClient {
     }
 }
 
-fn be_good(server: SocketAddr, headers: &str, over: &AtomicBool) -> Served {
+/// A connection of the good client.
+trait GoodConnection {
+    /// Sends a request; none: there is no whole answer.
+    fn ask(&mut self, request: &[u8]) -> Option<Reply>;
+}
+
+impl GoodConnection for Client {
+    fn ask(&mut self, request: &[u8]) -> Option<Reply> {
+        self.try_request(request)
+    }
+}
+
+impl GoodConnection for TlsClient {
+    fn ask(&mut self, request: &[u8]) -> Option<Reply> {
+        self.try_send(request).ok()?;
+        self.try_reply()
+    }
+}
+
+fn be_good<C: GoodConnection>(
+    connect: impl Fn() -> Option<C>,
+    headers: &str,
+    over: &AtomicBool,
+) -> Served {
     let mut served = Served::default();
-    let mut kept: Option<Client> = None;
+    let mut kept: Option<C> = None;
     let bytes = request(br#"{"data":[{"good":1},"good"]}"#, headers);
     let mut due = Instant::now();
     for turn in 0_u64.. {
@@ -132,7 +168,7 @@ fn be_good(server: SocketAddr, headers: &str, over: &AtomicBool) -> Served {
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
         let mut client = match if turn % 2 == 0 { kept.take() } else { None } {
             Some(client) => client,
-            None => match Client::try_connect(server) {
+            None => match connect() {
                 Some(client) => client,
                 None => {
                     served.failures.push(format!("request {turn}: cannot connect"));
@@ -141,7 +177,7 @@ fn be_good(server: SocketAddr, headers: &str, over: &AtomicBool) -> Served {
                 }
             },
         };
-        match client.try_request(&bytes) {
+        match client.ask(&bytes) {
             Some(reply) if reply.status == 200 && reply.body == GOOD_ANSWER => {
                 served.answered += 1;
                 served.latencies.push(due.elapsed());
@@ -190,11 +226,38 @@ pub fn beside_for(server: &Server, attack: &Attack, time: Duration) -> Outcome {
 }
 
 fn run_beside(server: &Server, attack: &Attack, time: Duration, headers: &'static str) -> Outcome {
-    let good = GoodClient::start(server.ingest, headers);
+    run(server, attack, time, GoodClient::start(server.ingest, headers), None)
+}
+
+/// The same over TLS, the good client's 1.3.
+///
+/// # Panics
+/// As [`beside`].
+pub fn beside_secured(
+    server: &Server,
+    attack: &Attack,
+    configs: &[Arc<ClientConfig>; 2],
+    time: Duration,
+) -> Outcome {
+    let (address, config) = (server.ingest, configs[0].clone());
+    let good = GoodClient::start_with("", move || {
+        TlsClient::over(TcpStream::connect(address).ok()?, &config, HOST).ok()
+    });
+    run(server, attack, time, good, Some(configs.clone()))
+}
+
+fn run(
+    server: &Server,
+    attack: &Attack,
+    time: Duration,
+    good: GoodClient,
+    tls: Option<[Arc<ClientConfig>; 2]>,
+) -> Outcome {
     let started = Instant::now();
     let mut raid = Raid {
         server: server.ingest,
         connections: attack.connections,
+        tls,
         accepted: 0,
         turns: 0,
         period: Duration::from_secs(1) / attack.per_second,

@@ -10,12 +10,14 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio_rustls::rustls::{ClientConfig, SupportedProtocolVersion, version};
+use tokio_rustls::rustls::{
+    ClientConfig, ClientConnection, StreamOwned, SupportedProtocolVersion, version,
+};
 
 use crate::support::front::free_address;
 use crate::support::needs::{Need, skip, two_cores};
 use crate::support::tls::{Authority, HOST, TlsClient, write};
-use crate::support::{Client, Server, request, wait_for};
+use crate::support::{Client, PATIENCE, Server, request, wait_for};
 
 const VERSIONS: [&[&SupportedProtocolVersion]; 2] = [&[&version::TLS13], &[&version::TLS12]];
 
@@ -221,6 +223,41 @@ fn tickets_are_accepted_by_every_core() {
     }
 }
 
+/// They are a send of their own only if no request has come along with the end of the handshake.
+#[test]
+fn tickets_go_with_the_answer() {
+    let (server, authority) = start(&[("FAULTS", "delay=1s")]);
+    let config = config(&authority, VERSIONS[0]);
+    for comes_along in [false, true] {
+        let mut socket = TcpStream::connect(server.ingest).unwrap();
+        let host = HOST.to_owned().try_into().unwrap();
+        let mut tls = ClientConnection::new(config.clone(), host).unwrap();
+        tls.write_tls(&mut socket).unwrap();
+        while tls.is_handshaking() {
+            tls.read_tls(&mut socket).unwrap();
+            tls.process_new_packets().unwrap();
+        }
+        if comes_along {
+            let stored = request(b"{\"data\":[1]}", "millrace-ack: stored\r\n");
+            tls.writer().write_all(&stored).unwrap();
+        }
+        let mut all = Vec::new();
+        while tls.wants_write() {
+            tls.write_tls(&mut all).unwrap();
+        }
+        socket.write_all(&all).unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(400))).unwrap();
+        assert_eq!(socket.peek(&mut [0]).is_ok(), !comes_along, "{comes_along}");
+        if comes_along {
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            let mut answer = [0; 12];
+            StreamOwned::new(tls, socket).read_exact(&mut answer).unwrap();
+            assert_eq!(&answer, b"HTTP/1.1 200");
+        }
+    }
+    server.wait_idle();
+}
+
 #[test]
 fn a_plain_request_is_told_that_the_port_speaks_tls() {
     let (server, _) = start(&[]);
@@ -301,7 +338,7 @@ fn who_the_client_is_may_be_said_before_the_handshake_and_in_it() {
 /// The first bytes of a ClientHello that goes on.
 fn hello(config: &Arc<ClientConfig>) -> Vec<u8> {
     let host = HOST.to_owned().try_into().unwrap();
-    let mut client = tokio_rustls::rustls::ClientConnection::new(config.clone(), host).unwrap();
+    let mut client = ClientConnection::new(config.clone(), host).unwrap();
     let mut hello = Vec::new();
     client.write_tls(&mut hello).unwrap();
     hello

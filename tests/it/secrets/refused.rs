@@ -13,6 +13,7 @@ use super::canaries::{
 };
 use crate::support::command;
 use crate::support::s3::{BUCKET, Fault, S3Server};
+use crate::support::tls::{Authority, HOST, ed25519};
 
 /// One wrong value.
 struct Wrong {
@@ -246,15 +247,66 @@ fn no_refused_value_is_shown() {
             rows.push(wrong("", &given, &[("aws", &text)]));
         }
     }
-    // A private key where certificates belong.
-    for variable in ["AWS_CA_BUNDLE", "SSL_CERT_FILE"] {
-        for text in [
-            private_key(),
-            private_key().replace("\n-----END", " -----END"),
-            PRIVATE_KEY.to_owned(),
-        ] {
-            let says = if variable == "AWS_CA_BUNDLE" { "AWS_CA_BUNDLE=pem" } else { "" };
-            rows.push(wrong(says, &[(variable, "pem")], &[("pem", &text)]));
+    // What is no key, a key that lost its lines, and one where something else belongs.
+    let pem = |label: &str| private_key().replace("PRIVATE KEY", label);
+    let good = Authority::new("root").server(&[HOST]);
+    let good_certificate = good.split("-----BEGIN PRIVATE").next().unwrap();
+    let mut broken: Vec<String> = ["PRIVATE KEY", "RSA PRIVATE KEY", "EC PRIVATE KEY"]
+        .into_iter()
+        .chain(["ENCRYPTED PRIVATE KEY", "OPENSSH PRIVATE KEY", PRIVATE_KEY])
+        .map(pem)
+        .collect();
+    broken.extend([
+        ed25519(PRIVATE_KEY).replace('\n', " "),
+        ed25519(PRIVATE_KEY).replace('\n', " ") + "\n",
+        ed25519(PRIVATE_KEY).replace('\n', "\\n"),
+        ed25519(PRIVATE_KEY).replace("-----\n", "-----"),
+        ed25519(PRIVATE_KEY).replace("-----BEGIN", "----BEGIN"),
+        private_key().replace("KEY-----\n", "KEY-----"),
+        private_key().replace("\n-----END", " -----END"),
+        private_key().replace("-----BEGIN", "-----BEGINS"),
+        format!("-----BEGIN PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n{PRIVATE_KEY}\n"),
+        format!("-----BEGIN PRIVATE KEY-----\n{PRIVATE_KEY}\n"),
+        format!("{PRIVATE_KEY}\n-----END PRIVATE KEY-----\n"),
+        format!("-----BEGIN {PRIVATE_KEY}\n"),
+        format!("0\u{1}{PRIVATE_KEY}"),
+        PRIVATE_KEY.to_owned(),
+        private_key().repeat(2),
+        private_key().repeat(20_000),
+    ]);
+    for (variable, says) in [("AWS_CA_BUNDLE", "AWS_CA_BUNDLE=pem"), ("SSL_CERT_FILE", "")] {
+        for text in broken.iter().filter(|text| text.len() < 100_000) {
+            rows.push(wrong(says, &[(variable, "pem")], &[("pem", text)]));
+        }
+    }
+    let https = ("LISTEN", "https://127.0.0.1:0");
+    let cert = ("TLS_CERT", "cert.pem");
+    for text in broken {
+        for certificate in [good_certificate.to_owned(), good.clone(), text.clone()] {
+            let given = [https, cert, ("TLS_KEY", "key.pem")];
+            let files = [("cert.pem", &*certificate), ("key.pem", &*text)];
+            let says = if certificate == text { " cert.pem " } else { " key.pem " };
+            rows.push(wrong(says, &given, &files));
+        }
+        rows.push(wrong(" cert.pem ", &[https, cert], &[("cert.pem", &text)]));
+        let both = format!("{good_certificate}{text}");
+        rows.push(wrong(" cert.pem ", &[https, cert], &[("cert.pem", &both)]));
+        let authority = [https, cert, ("TLS_CLIENT_CA", "ca.pem")];
+        let files = [("cert.pem", &*good), ("ca.pem", &*text)];
+        rows.push(wrong(" ca.pem ", &authority, &files));
+    }
+    // A key that is fine, of another certificate; and one instead of the name of its file.
+    let given = [https, cert, ("TLS_KEY", "key.pem")];
+    let files = [("cert.pem", good_certificate), ("key.pem", &*ed25519(PRIVATE_KEY))];
+    rows.push(wrong(" key.pem ", &given, &files));
+    for name in ["TLS_KEY", "TLS_CERT", "TLS_CLIENT_CA"] {
+        // With line ends, with what some write for them, and without.
+        for between in ["\n", "\\n", " ", ""] {
+            let value = ed25519(PRIVATE_KEY).replace('\n', between);
+            let others = [cert, ("TLS_KEY", "cert.pem")];
+            let others = others.into_iter().filter(|(other, _)| *other != name);
+            let given: Vec<_> = others.chain([https, (name, &*value)]).collect();
+            rows.push(wrong(name, &given, &[("cert.pem", &good)]));
         }
     }
     // The admin token.

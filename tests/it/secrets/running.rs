@@ -3,17 +3,18 @@
 //! send tokens that are known and others that are not, and workers and connections panic.
 
 use std::fs::{self, File};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::{Arc, Mutex};
 
 use super::canaries::{
-    ACCESS_KEY, ADMIN_TOKEN, CLIENT_TOKEN, HEADER, PROXY_PASSWORD, QUERY, REFUSED_BODY, SECRET_KEY,
-    SESSION_TOKEN, STORED_BODY, Search, UNKNOWN_TOKEN,
+    ACCESS_KEY, ADMIN_TOKEN, CLIENT_TOKEN, HEADER, PRIVATE_KEY, PROXY_PASSWORD, QUERY,
+    REFUSED_BODY, SECRET_KEY, SESSION_TOKEN, STORED_BODY, Search, UNKNOWN_TOKEN,
 };
 use crate::support::proxy::ProxyServer;
 use crate::support::s3::{BUCKET, Fault, S3Server, Seen};
+use crate::support::tls::{self, Authority, TlsClient, ed25519};
 use crate::support::{Client, SPOOLED, command, files, gzip, request, signal, wait_for};
 
 /// Not a loopback address, which no request reaches through a proxy; nobody can resolve it.
@@ -70,6 +71,8 @@ struct Scene {
     dir: Arc<tempfile::TempDir>,
     /// Standard output and standard error of every process, by door.
     written: tempfile::TempDir,
+    /// Who has signed the server's certificate.
+    authority: Authority,
     settings: Vec<(&'static str, String)>,
 }
 
@@ -79,9 +82,13 @@ impl Scene {
         store.add_keys(ACCESS_KEY, SECRET_KEY);
         let proxy = ProxyServer::start(&[(HOST, store.addr())]);
         let dir = Arc::new(tempfile::tempdir().unwrap());
+        // Port 0 may be there once.
+        let secured = TcpListener::bind("127.0.0.3:0").unwrap().local_addr().unwrap();
         let settings = vec![
             ("MILLRACE_CONFIG", "m.toml".to_owned()),
-            ("LISTEN", "127.0.0.1:0".to_owned()),
+            ("LISTEN", format!("127.0.0.1:0,https://{secured}")),
+            ("TLS_CERT", "cert.pem".to_owned()),
+            ("TLS_KEY", "key.pem".to_owned()),
             // Another address than the ingest listener's, by which its port is found.
             ("ADMIN_LISTEN", "127.0.0.2:0".to_owned()),
             ("LOG_FORMAT", way.format.to_owned()),
@@ -110,8 +117,12 @@ impl Scene {
         ];
         fs::write(dir.path().join("m.toml"), format!("log = \"{}\"\n", way.level)).unwrap();
         fs::write(dir.path().join("tokens"), format!("{CLIENT_TOKEN};name=friend\n")).unwrap();
+        let (authority, key) = (Authority::new("root"), ed25519(PRIVATE_KEY));
+        fs::write(dir.path().join("cert.pem"), authority.server_with(&[tls::HOST], &key)).unwrap();
+        fs::write(dir.path().join("key.pem"), key).unwrap();
         let name = format!("{} {} {}", way.level, way.format, way.client);
-        Scene { name, store, proxy, dir, written: tempfile::tempdir().unwrap(), settings }
+        let written = tempfile::tempdir().unwrap();
+        Scene { name, store, proxy, dir, written, authority, settings }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -140,7 +151,8 @@ impl Scene {
 
     fn serve(&self, door: &str, more: &[(&str, &str)]) -> Running {
         let child = self.command(door, &[], more).spawn().unwrap();
-        let mut running = Running { child, ingest: unknown(), admin: unknown() };
+        let mut running =
+            Running { child, ingest: unknown(), secured: unknown(), admin: unknown() };
         wait_for("a server that listens", || {
             if let Some(status) = running.child.try_wait().unwrap() {
                 let said = fs::read_to_string(self.written.path().join(format!("{door}, stderr")));
@@ -149,10 +161,12 @@ impl Scene {
             for address in listening(running.child.id()) {
                 match address.ip().to_string().as_str() {
                     "127.0.0.1" => running.ingest = address,
+                    "127.0.0.3" => running.secured = address,
                     _ => running.admin = address,
                 }
             }
-            running.ingest != unknown() && running.admin != unknown() && running.is_ready()
+            let all = [running.ingest, running.secured, running.admin];
+            !all.contains(&unknown()) && running.is_ready()
         });
         running
     }
@@ -210,6 +224,8 @@ fn unknown() -> SocketAddr {
 struct Running {
     child: Child,
     ingest: SocketAddr,
+    /// With TLS.
+    secured: SocketAddr,
     admin: SocketAddr,
 }
 
@@ -228,6 +244,16 @@ impl Running {
     /// Sends `request` to the ingest listener; all that comes back.
     fn ask(&self, request: impl AsRef<[u8]>) -> Vec<u8> {
         ask(self.ingest, request).unwrap_or_default()
+    }
+
+    /// The same over TLS.
+    fn ask_secured(&self, authority: &Authority, request: impl AsRef<[u8]>) -> Vec<u8> {
+        let mut client = TlsClient::connect(self.secured, &authority.trust().config());
+        // It may be answered, and closed, before it is there.
+        let _ = client.try_send(request);
+        client.stream.conn.send_close_notify();
+        let _ = client.try_send(b"");
+        client.rest().unwrap_or_default()
     }
 
     /// A page of the admin listener with its head; `None`: there is none yet.
@@ -395,6 +421,14 @@ fn exercise(way: Way) -> Search {
         search.look(&format!("{}: answer to: {name}", scene.name), answer, &[]);
     }
     server.wait_metric("millrace_payloads_stored_total", 2);
+    // The same over TLS, and where a handshake belongs.
+    for (name, request) in requests() {
+        let plain = ask(server.secured, &request).unwrap_or_default();
+        search.look(&format!("{}: answer instead of a handshake: {name}", scene.name), plain, &[]);
+        let answer = server.ask_secured(&scene.authority, request);
+        search.look(&format!("{}: answer over TLS to: {name}", scene.name), answer, &[]);
+    }
+    server.wait_metric("millrace_tls_handshakes_total", 2);
     for (name, headers) in [
         ("no token", String::new()),
         ("unknown token", format!("authorization: Bearer {UNKNOWN_TOKEN}\r\n")),
@@ -412,11 +446,15 @@ fn exercise(way: Way) -> Search {
     // Files that are changed for the worse.
     let bad = format!("{CLIENT_TOKEN}\n{UNKNOWN_TOKEN} {UNKNOWN_TOKEN}\n");
     fs::write(scene.path("tokens"), bad).unwrap();
+    let key = fs::read_to_string(scene.path("key.pem")).unwrap();
+    fs::write(scene.path("key.pem"), key.replace('\n', " ")).unwrap();
     let toml = fs::read_to_string(scene.path("m.toml")).unwrap();
     let broken = format!("{toml}admin_token = \"{ADMIN_TOKEN}\nx = {SECRET_KEY}\n");
     fs::write(scene.path("m.toml"), broken).unwrap();
     signal(&server.child, "HUP");
     server.wait_metric("millrace_tokens_reload_failing", 0);
+    server.wait_metric("millrace_tls_reload_failing", 0);
+    fs::write(scene.path("key.pem"), &key).unwrap();
     fs::write(scene.path("m.toml"), format!("{toml}max_workers = 3\n")).unwrap();
     fs::write(scene.path("tokens"), format!("{CLIENT_TOKEN};name=friend\n")).unwrap();
     signal(&server.child, "HUP");
@@ -516,7 +554,7 @@ fn assert_logs(written: &tempfile::TempDir, way: Way) {
     let log = log("server with panics, stderr") + &log("server, stderr");
     let mut expected = vec!["a thread panicked"];
     if way.level != "off" && !way.level.contains('=') {
-        expected.push("reload: TOKENS_FILE");
+        expected.extend(["reload: TOKENS_FILE", "reload: TLS_KEY"]);
     }
     if ["trace", "debug", "info", "warn"].contains(&way.level) {
         expected.extend(["dead letter", "EntityTooLarge", "InvalidAccessKeyId"]);

@@ -62,6 +62,13 @@ impl Authority {
         self.issue(params)
     }
 
+    /// A certificate for these hosts and the key in `pem`.
+    pub fn server_with(&self, hosts: &[&str], pem: &str) -> String {
+        let hosts: Vec<String> = hosts.iter().map(|host| (*host).to_owned()).collect();
+        let key = KeyPair::from_pem(pem).unwrap();
+        CertificateParams::new(hosts).unwrap().signed_by(&key, &self.0).unwrap().pem()
+    }
+
     fn issue(&self, params: CertificateParams) -> String {
         let key = KeyPair::generate().unwrap();
         params.signed_by(&key, &self.0).unwrap().pem() + &key.serialize_pem()
@@ -115,6 +122,15 @@ impl TlsClientOptions {
         }
         Arc::new(config)
     }
+}
+
+/// An Ed25519 key in PEM whose bytes are `secret`, filled up: with this algorithm any will do.
+pub fn ed25519(secret: &str) -> String {
+    let mut der = b"\x30\x2e\x02\x01\x00\x30\x05\x06\x03\x2b\x65\x70\x04\x22\x04\x20".to_vec();
+    der.extend_from_slice(format!("{secret:.<32}").as_bytes());
+    assert_eq!(der.len(), 48, "the secret has up to 32 bytes");
+    let text = aws_smithy_types::base64::encode(der);
+    format!("-----BEGIN PRIVATE KEY-----\n{text}\n-----END PRIVATE KEY-----\n")
 }
 
 /// One TLS connection.
