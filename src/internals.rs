@@ -17,8 +17,8 @@ pub mod coding {
 }
 pub mod config {
     pub use crate::config::{
-        Ack, BatchOptions, Checksum, Config, FaultPlan, FileMode, Networks, ObjectBody, S3Client,
-        S3Options, SETTINGS, SignPayload, StoreUrl,
+        Ack, BatchOptions, Checksum, Config, FaultPlan, FileMode, H2Offer, Networks, ObjectBody,
+        S3Client, S3Options, SETTINGS, SignPayload, StoreUrl,
     };
 }
 pub mod http {

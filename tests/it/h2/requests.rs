@@ -51,13 +51,14 @@ fn bodies_of_all_lengths_arrive_with_and_without_tls() {
         expected.push(payload);
     }
     for server in [&plain, &tls] {
-        server.wait_idle();
+        let all = lengths.len() as u64;
+        server.wait("all are stored", |now| now.sum("millrace_payloads_stored_total") == all);
         assert_eq!(server.stored_texts(), sorted(&expected));
         assert_eq!(server.metrics().sum("millrace_h2_connections"), 1);
     }
     drop((over_plain, over_tls));
     for server in [&plain, &tls] {
-        server.wait("all connections are closed", |now| now.sum("millrace_connections") == 0);
+        server.wait_idle();
         let now = server.metrics();
         assert_eq!(now.sum("millrace_h2_connections"), 0);
         assert_eq!(now.sum_where("millrace_h2_closed_total", ""), 0, "{}", now.0);
@@ -84,6 +85,7 @@ fn a_hundred_requests_go_on_at_once() {
     for stream in streams {
         assert_eq!(client.answer(stream).status, 200);
     }
+    drop(client);
     server.wait_idle();
     assert_eq!(server.stored_texts(), sorted(&payloads));
     let now = server.metrics();
@@ -187,6 +189,7 @@ fn answers_are_those_of_http_1() {
         }
     }
     assert!(different.is_empty(), "{different:#?}");
+    drop(client);
     server.wait_idle();
     let now = server.metrics();
     assert_eq!(now.sum_where("millrace_h2_closed_total", ""), 0, "all on one connection");
@@ -241,6 +244,7 @@ fn each_stream_of_a_proxy_is_its_own_clients() {
     for stream in streams {
         assert_eq!(client.answer(stream).status, 200);
     }
+    drop(client);
     server.wait_idle();
     let whole =
         |(number, address)| format!(r#"{{"meta":{{"client":"{address}"}},"payload":{number}}}"#);

@@ -624,17 +624,16 @@ fn every_case_ends_as_it_must() {
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
     // 5.1: what is closed by its end is closed; 3.5: what is no preface is answered as HTTP/1 or not at all.
-    let mut client = H2Client::connect(server.ingest);
     for again in [
         frame(DATA, END_STREAM, 1, b"test"),
         whole(1),
         frame(CONTINUATION, END_HEADERS, 1, &head()),
     ] {
+        let mut client = H2Client::connect(server.ingest);
         let stream = client.head(&post(&[]), true);
         assert_eq!(client.answer(stream).status, 400);
         let _or_it_has_closed = client.try_send(again);
         assert!(judge(&mut client, &Fail(&[STREAM_CLOSED, PROTOCOL_ERROR])).is_none());
-        client = H2Client::connect(server.ingest);
     }
     let mut client = H2Client::silent(std::net::TcpStream::connect(server.ingest).unwrap());
     client.send(b"INVALID CONNECTION PREFACE\r\n\r\n");
@@ -644,5 +643,6 @@ fn every_case_ends_as_it_must() {
     let mut client = H2Client::silent(std::net::TcpStream::connect(server.ingest).unwrap());
     client.send(b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n0000000000000");
     assert!(client.end().is_none_or(|reason| reason == PROTOCOL_ERROR));
+    drop(client);
     server.wait_idle();
 }

@@ -188,6 +188,10 @@ fn http_1_1_is_agreed_on_or_nothing() {
         assert_eq!(client.stream.conn.alpn_protocol(), agreed);
         assert_eq!(client.post(b"{\"data\":[]}").status, 200);
     }
+    for both in [["h2", "http/1.1"], ["http/1.1", "h2"]] {
+        let client = with(&both).unwrap();
+        assert_eq!(client.stream.conn.alpn_protocol(), Some(&b"h2"[..]), "the server prefers it");
+    }
     assert_eq!(
         with(&["x", "http/1.1"]).unwrap().stream.conn.alpn_protocol(),
         Some(&b"http/1.1"[..])

@@ -313,10 +313,11 @@ impl Drop for Server {
 }
 
 /// Gauges that are not back at zero when nothing is left to do, with the reason.
-const NOT_ZERO: [(&str, &str); 19] = [
+const NOT_ZERO: [(&str, &str); 20] = [
     ("millrace_body_bytes_limit", "a limit"),
     ("millrace_connections_limit", "a limit"),
     ("millrace_tls_handshakes_limit", "a limit"),
+    ("millrace_h2_connections_limit", "a limit"),
     ("millrace_tls_certificate_expiry_timestamp_seconds", "of the certificates in effect"),
     ("millrace_queue_depth_limit", "a limit"),
     ("millrace_queue_bytes_limit", "a limit"),
