@@ -54,7 +54,11 @@ impl Core {
         let server = Rc::new(Server {
             net: net.clone(),
             cells,
-            conns: Conns::new(limits.connections, config.listen.len()),
+            conns: Conns::new(
+                limits.connections,
+                config.listen.len(),
+                H2Bounds::new(config, limits.body_bytes, cells),
+            ),
             bodies: BodyReader::new(bodies, limits.request_bytes),
             splitter: BodySplitter::new(limits.queue_slots, cells),
             tokens: setup
@@ -74,7 +78,6 @@ impl Core {
                     .map(|readiness| HealthPages { readiness, stop: stop.clone() }),
                 cors: Cors::of(config),
             },
-            h2: H2Bounds::new(config, limits.body_bytes, cells),
             faults: ConnFaults::new(config.faults.as_ref(), setup.index as u64),
             stop: stop.clone(),
             intake: pipeline.intake(config),

@@ -207,12 +207,12 @@ impl Conn<'_> {
             return false;
         }
         if !held.is_empty() {
-            return server.h2.begins(held);
+            return server.conns.h2.begins(held);
         }
         let mut begins = false;
         let mut unwoken = Context::from_waker(Waker::noop());
         let _peeked = stream.poll_read_with(&mut unwoken, |arrived| {
-            begins = server.h2.begins(arrived);
+            begins = server.conns.h2.begins(arrived);
             0
         });
         begins

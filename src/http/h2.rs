@@ -168,7 +168,7 @@ struct H2Opened<'a> {
 impl Drop for H2Opened<'_> {
     fn drop(&mut self) {
         self.link.clear();
-        self.server.h2.open.set(self.server.h2.open.get() - 1);
+        self.server.conns.h2.open.set(self.server.conns.h2.open.get() - 1);
         self.server.cells.h2_connections.sub(1);
     }
 }
@@ -177,10 +177,10 @@ impl Drop for H2Opened<'_> {
 pub(super) async fn serve(conn: Conn<'_>, held: Vec<u8>, alarm: &mut Alarm) -> ConnEnd {
     let server = conn.server;
     let link = H2Link::new(server, conn.state);
-    if server.h2.is_full() {
+    if server.conns.h2.is_full() {
         return conn.h2_closed(&link, H2Closed::Full);
     }
-    server.h2.open.set(server.h2.open.get() + 1);
+    server.conns.h2.open.set(server.conns.h2.open.get() + 1);
     server.cells.h2_connections.inc();
     server.cells.h2_connections_begun.inc();
     let _opened = H2Opened { server, link: &link };
@@ -191,9 +191,9 @@ pub(super) async fn serve(conn: Conn<'_>, held: Vec<u8>, alarm: &mut Alarm) -> C
     });
     let mut builder = http2::Builder::new(StreamSpawner(link.clone()));
     builder
-        .max_concurrent_streams(server.h2.streams_max)
-        .initial_connection_window_size(server.h2.connection_window)
-        .initial_stream_window_size(server.h2.stream_window)
+        .max_concurrent_streams(server.conns.h2.streams_max)
+        .initial_connection_window_size(server.conns.h2.connection_window)
+        .initial_stream_window_size(server.conns.h2.stream_window)
         .max_header_list_size(HEAD_BYTES_MAX as u32)
         .max_pending_accept_reset_streams(UNACCEPTED_RESETS_MAX)
         .max_local_error_reset_streams(LIBRARY_RESETS_MAX)

@@ -45,8 +45,6 @@ pub(super) enum ConnPhase {
 /// request what a connection is to an HTTP/1.1 request. The core's list also holds that of a
 /// connection, to wake it when a stop proceeds.
 pub(super) struct ConnState {
-    /// The connection whose stream this is; `None`: it is a connection.
-    of: Option<Rc<H2Link>>,
     pub(super) origin: ClientOrigin,
     pub(super) phase: Cell<ConnPhase>,
     /// When the phase began, or when the peer last got its whole limit again.
@@ -160,25 +158,19 @@ impl ConnState {
     pub(super) fn new(stream: &Rc<ClientStream>) -> Rc<ConnState> {
         let origin = ClientOrigin::new(stream.peer_ip());
         let body = BodyState { stream: Rc::downgrade(stream), ..BodyState::default() };
-        Rc::new(ConnState::begin(origin, body, Rc::default(), None))
+        Rc::new(ConnState::begin(origin, body, Rc::default()))
     }
 
     /// The state of a stream that begins.
     pub(super) fn of_stream(link: Rc<H2Link>, tally: Rc<Tally>) -> Rc<ConnState> {
-        let origin = ClientOrigin::new(link.conn.origin.connection());
-        let state = ConnState::begin(origin, BodyState::default(), tally, Some(link));
+        let origin = ClientOrigin::of_stream(link);
+        let state = ConnState::begin(origin, BodyState::default(), tally);
         state.phase.set(ConnPhase::Head);
         Rc::new(state)
     }
 
-    fn begin(
-        origin: ClientOrigin,
-        body: BodyState,
-        tally: Rc<Tally>,
-        of: Option<Rc<H2Link>>,
-    ) -> ConnState {
+    fn begin(origin: ClientOrigin, body: BodyState, tally: Rc<Tally>) -> ConnState {
         ConnState {
-            of,
             origin,
             body,
             standing: Standing::default(),
@@ -196,19 +188,19 @@ impl ConnState {
 
     /// Whether it is that of a stream.
     pub(super) fn is_stream(&self) -> bool {
-        self.of.is_some()
+        self.origin.stream_of().is_some()
     }
 
     /// Stops reading from the connection of a stream until the guard is dropped. Streams share a
     /// connection, so what is not read of one of them would fill memory that no budget has.
     pub(super) fn hold_back(&self) -> Option<HeldBack> {
-        self.of.as_ref().map(H2Link::hold_back)
+        self.origin.stream_of().map(H2Link::hold_back)
     }
 
     /// The rest of a body is not wanted. That of a stream is read and dropped meanwhile, so that its
     /// client, which is still sending, gets the answer.
     pub(super) fn leave_unread(&self, body: Incoming) {
-        if let Some(link) = &self.of {
+        if let Some(link) = self.origin.stream_of() {
             link.drop_rest(body);
         }
     }
@@ -216,13 +208,13 @@ impl ConnState {
     /// When it was last known that nothing of the body had arrived that was not read. Not later than
     /// `now`.
     pub(super) fn was_read_at(&self, now: Instant) -> Instant {
-        self.of.as_ref().map_or(now, |link| link.was_read_at(now))
+        self.origin.stream_of().map_or(now, |link| link.was_read_at(now))
     }
 
     /// The request of a trusted proxy has been answered. What came of its body on a stream counts as
     /// received from its client, and no longer from the proxy.
     pub(super) fn claim_received(&self) {
-        if let Some(link) = &self.of {
+        if let Some(link) = self.origin.stream_of() {
             link.conn.tally.cede(self.body.received.get(), &self.tally);
         }
     }
@@ -235,7 +227,7 @@ impl ConnState {
 
     /// The connection, if its client has a certificate.
     pub(super) fn certificate(&self) -> Option<Rc<ClientStream>> {
-        let conn = self.of.as_ref().map_or(self, |link| &link.conn);
+        let conn = self.origin.stream_of().map_or(self, |link| &link.conn);
         if !conn.origin.has_certificate() {
             return None;
         }
@@ -498,7 +490,7 @@ impl ConnState {
 
     /// The answer is ready. `length` is the length of the request's body, if known.
     pub(super) fn request_ended(&self, length: Option<u64>, now: Instant) {
-        match &self.of {
+        match self.origin.stream_of() {
             None => self.clean.set(self.arrived.end_of_request(length)),
             Some(link) => link.request_ended(now),
         }

@@ -188,7 +188,7 @@ impl SecuredConn<'_> {
         };
         self.state.phase.set(ConnPhase::Head);
         let snapshot = self.acceptor.shared.load();
-        let config = match self.server.h2.offers_in_handshake(self.server.cells) {
+        let config = match self.server.conns.h2.offers_in_handshake(self.server.cells) {
             true => snapshot.ingest_h2.clone(),
             false => snapshot.ingest.clone(),
         };

@@ -44,7 +44,6 @@ pub struct Server {
     pub quotas: Option<QuotaGate>,
     /// What needs no token in any case, and what browsers are told.
     pub tokenless: Tokenless,
-    pub h2: H2Bounds,
     pub faults: ConnFaults,
     pub stop: Rc<Stop>,
     /// The entrance of the pipeline for `POST /payloads`.
@@ -72,6 +71,8 @@ pub struct Conns {
     /// What the peers of these connections have done.
     pub(super) peers: PeerTables,
     pub(super) logs: ConnLogs,
+    /// Those that speak HTTP/2.
+    pub(super) h2: H2Bounds,
 }
 
 /// Limits log lines about connections.
@@ -245,7 +246,7 @@ impl RegisteredConn<'_> {
 
 impl Conns {
     /// An empty list of at most `max` connections that as many `listeners` accept.
-    pub fn new(max: usize, listeners: usize) -> Conns {
+    pub fn new(max: usize, listeners: usize, h2: H2Bounds) -> Conns {
         Conns {
             max,
             taken: Cell::new(0),
@@ -258,6 +259,7 @@ impl Conns {
             accepting: Cell::new(listeners),
             peers: PeerTables::default(),
             logs: ConnLogs::default(),
+            h2,
         }
     }
 

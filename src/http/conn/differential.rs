@@ -116,11 +116,10 @@ impl Bench {
         };
         let gate = tokens.as_ref().map(|of| TokenGate::new(of, 0, TokenPlaces::of(config)));
         let server = Rc::new(Server {
-            h2: H2Bounds::new(config, BYTES, cells),
             config: config.clone(),
             net: net.clone(),
             cells,
-            conns: Conns::new(10, 1),
+            conns: Conns::new(10, 1, H2Bounds::new(config, BYTES, cells)),
             bodies: BodyReader::new(BodyMemory::new(BYTES, length_max, cells), length_max),
             splitter: BodySplitter::new(SLOTS, cells),
             tokens: gate,

@@ -40,11 +40,11 @@ pub(in crate::http) struct H2Link {
     next: Cell<Option<(Instant, Duration)>>,
     /// When all that had arrived was read, the last time that it was.
     read_at: Cell<Instant>,
-    pub(super) wire: RefCell<Wire>,
+    pub(super) wire: RefCell<FrameFlow>,
 }
 
 /// What passes on the connection.
-pub(super) struct Wire {
+pub(super) struct FrameFlow {
     pub(super) budgets: FrameBudgets,
     pub(super) inbound: InboundFrames,
     pub(super) outbound: OutboundFrames,
@@ -85,7 +85,7 @@ impl H2Link {
             spawned: RefCell::default(),
             next: Cell::new(None),
             read_at: Cell::new(now),
-            wire: RefCell::new(Wire {
+            wire: RefCell::new(FrameFlow {
                 budgets: FrameBudgets::new(now),
                 inbound: InboundFrames::default(),
                 outbound: OutboundFrames::default(),

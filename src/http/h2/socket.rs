@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 
 use hyper::rt as hyper_rt;
 
-use super::link::{H2Link, Wire};
+use super::link::{FrameFlow, H2Link};
 use super::{BYTES_AT_ONCE, FRAMES_AT_ONCE};
 use crate::http::client_stream::ClientStream;
 use crate::rt;
@@ -21,7 +21,7 @@ pub(super) struct FramedSocket {
     held: Vec<u8>,
 }
 
-impl Wire {
+impl FrameFlow {
     /// A look at what has arrived begins.
     pub(super) fn begin_look(&mut self) {
         (self.frames_left, self.bytes_left) = (FRAMES_AT_ONCE, BYTES_AT_ONCE);
@@ -116,7 +116,7 @@ impl hyper_rt::Write for FramedSocket {
             }
         };
         let mut wire = link.wire.borrow_mut();
-        let Wire { outbound, budgets, closed, .. } = &mut *wire;
+        let FrameFlow { outbound, budgets, closed, .. } = &mut *wire;
         if let Err(reason) = outbound.take(&buf[..sent], budgets) {
             // It is looked at once the streams are polled.
             *closed = Some(reason);
