@@ -215,7 +215,9 @@ impl H2Link {
     pub(super) fn end_overdue(&self, server: &Server, now: Instant) {
         let config = &server.config;
         let mut next: Option<(Instant, Duration)> = None;
-        for (_, state) in self.open.borrow().iter() {
+        // Those that are gone are dropped when they are polled next.
+        let open = self.open.borrow();
+        for (_, state) in open.iter().filter(|(_, state)| !state.gone.get()) {
             loop {
                 let (limit, end) = match state.phase.get() {
                     ConnPhase::Body => {

@@ -19,7 +19,8 @@ fn text(output: &Output) -> String {
 
 /// Servers with and without TLS, each with what curl needs to reach it.
 fn servers() -> [(Server, String, Vec<String>); 2] {
-    let more = [("MAX_LENGTH", "1MiB"), ("STORE", "null:")];
+    // 800 requests at once on a busy machine: their payloads wait for room.
+    let more = [("MAX_LENGTH", "1MiB"), ("STORE", "null:"), ("ENQUEUE_WAIT", "20s")];
     let plain = start(&more);
     let (tls, authority) = start_tls(&more);
     let dir = tls.dir();
@@ -60,10 +61,12 @@ fn curl() {
             let said = text(&output);
             assert!(said.ends_with(wanted), "{body}: {said}");
         }
-        // Two requests on one connection.
-        let twice =
-            [&args[..], &form, &["[1]", "--next", "-sS"], &args, &form[1..], &["[2]"]].concat();
-        assert_eq!(text(&run(dir.path(), "curl", &twice)).matches("2 200").count(), 2);
+        // Two requests on one connection; curl 7.88 cannot do that with prior knowledge.
+        if url.starts_with("https") {
+            let second = [&["[1]", "--next", "-sS"][..], &args[..], &form[1..], &["[2]"]].concat();
+            let twice = [&args[..], &form, &second].concat();
+            assert_eq!(text(&run(dir.path(), "curl", &twice)).matches("2 200").count(), 2);
+        }
         server.wait_idle();
     }
 }
