@@ -63,7 +63,6 @@ pub fn markdown_table() -> String {
 
 const LISTENING: &str = "Listening";
 const TLS: &str = "TLS (for addresses given as https://)";
-const HTTP2: &str = "HTTP/2";
 const LIMITS: &str = "Cores and limits (per core unless stated otherwise)";
 const CLIENTS: &str = "Clients";
 const STORING: &str = "Storing";
@@ -105,6 +104,8 @@ pub const SETTINGS: &[Setting] = &[
         "`on`: LISTEN answers `GET /healthz` and `/readyz` too, without a token and without reasons, for balancers that probe the port they send traffic to."),
     row(LISTENING, "PATHS", "LIST", "/payloads",
         "Paths that take payloads, up to 16, such as `/payloads,/v1/events`; all mean the same. They are compared as sent, the query aside. Any other path gets 404."),
+    row(LISTENING, "H2", "WHERE", "tls",
+        "Where HTTP/2 is spoken besides HTTP/1.1: `tls`, on `https://` addresses, to clients that ask for it (ALPN); `all`, also on the others, to clients that begin with it (prior knowledge, h2c); `off`."),
     row(LISTENING, "BIND_WAIT", "TIME", "5s",
         "How long the start retries while LISTEN or ADMIN_LISTEN is in use, up to 5m: a killed process can keep its sockets for a moment."),
 
@@ -118,13 +119,6 @@ pub const SETTINGS: &[Setting] = &[
         "Maximum time from the beginning of a connection to the end of its TLS handshake, up to 1m."),
     row(TLS, "TLS_HANDSHAKES", "N", "512",
         "TLS handshakes in progress per core, 1 to 1000000. Beyond it the oldest that has taken 1s is closed for a new one; if there is none, the new connection is closed."),
-
-    row(HTTP2, "H2", "WHERE", "tls",
-        "Where HTTP/2 is spoken besides HTTP/1.1: `tls`, on `https://` addresses, to clients that ask for it (ALPN); `all`, also on the others, to clients that begin with it (prior knowledge, h2c); `off`."),
-    row(HTTP2, "H2_CONNECTIONS", "N", "1024",
-        "Open HTTP/2 connections per core, 1 to 1000000; they count in MAX_CONNECTIONS too. Beyond it `https://` addresses offer HTTP/1.1 only, and connections that begin with HTTP/2 are closed."),
-    row(HTTP2, "H2_STREAMS", "N", "100",
-        "Requests that one HTTP/2 connection may have in progress, 1 to 1000. Further ones are refused (REFUSED_STREAM)."),
 
     row(LIMITS, "CORES", "LIST", "all",
         "CPU cores, one pinned executor each: `all` that this process may use, or a list of them such as `0-3,8`."),
@@ -140,6 +134,10 @@ pub const SETTINGS: &[Setting] = &[
         "Memory per core for bodies being read, decompressed or waiting for queue space, at least 2 × MAX_LENGTH. When it is used up, stalled bodies get 408; if there are none, requests get 503."),
     row(LIMITS, "MAX_CONNECTIONS", "N", "16384",
         "Open client connections per core, 1 to 1000000. Beyond it idle ones are closed for new ones; if all are busy, the kernel queues the rest. Each needs a file descriptor."),
+    row(LIMITS, "H2_CONNECTIONS", "N", "1024",
+        "Open HTTP/2 connections per core, 1 to 1000000; they count in MAX_CONNECTIONS too. Beyond it `https://` addresses offer HTTP/1.1 only, and connections that begin with HTTP/2 are closed."),
+    row(LIMITS, "H2_STREAMS", "N", "100",
+        "Requests that one HTTP/2 connection may have in progress, 1 to 1000. Further ones are refused (REFUSED_STREAM)."),
     row(LIMITS, "MAX_LENGTH", "SIZE", "1MiB",
         "Maximum length of a request body after decompression, up to 1GiB. A longer one gets 413."),
 

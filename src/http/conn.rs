@@ -50,7 +50,7 @@ pub(super) enum ConnEnd {
     /// There is no TLS session. Its client is to get these bytes.
     NotSecured(&'static [u8]),
     /// HTTP/2 ends with these bytes.
-    LastWords(Vec<u8>),
+    LastWords(Box<[u8]>),
     /// Silent for [`QUIET_AFTER`], and hyper holds no state that the next request needs.
     Quiet,
 }
@@ -172,18 +172,16 @@ impl Conn<'_> {
     /// Serves requests until the connection ends.
     async fn serve(self, alarm: &mut Alarm, readers: Readers) -> ConnEnd {
         assert!(self.stream.is_ready(), "no request is read before the handshake is complete");
-        if self.stream.is_h2() {
-            return Box::pin(h2::serve(self, Vec::new(), alarm)).await;
-        }
         loop {
             let held = match readers {
+                Readers::Both if self.stream.is_h2() => Vec::new(),
                 Readers::Both => match fast::serve(self, alarm).await {
                     FastEnd::Conn(end) => return end,
                     FastEnd::ForHyper(held) => held,
                 },
                 Readers::Hyper => Vec::new(),
             };
-            if readers == Readers::Both && self.begins_h2(&held) {
+            if self.stream.is_h2() || readers == Readers::Both && self.begins_h2(&held) {
                 return Box::pin(h2::serve(self, held, alarm)).await;
             }
             // Boxed so that an idle connection can drop hyper's state.

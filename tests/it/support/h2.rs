@@ -173,7 +173,10 @@ impl<S: Read + Write> H2Client<S> {
         let mut client = H2Client::silent(stream);
         client.acknowledges = true;
         let pairs = [&[(HEADER_TABLE_SIZE, 0)], more].concat();
-        client.send([PREFACE, &frame(SETTINGS, 0, 0, &settings(&pairs))].concat());
+        let first = frame(SETTINGS, 0, 0, &settings(&pairs));
+        // Answers never wait for the window of the connection.
+        let window = frame(WINDOW_UPDATE, 0, 0, &(1_u32 << 30).to_be_bytes());
+        client.send([PREFACE, &first, &window].concat());
         client
     }
 
