@@ -422,7 +422,7 @@ mod tests {
         for byte in fine.iter().cycle().take(fine.len() * 1_000) {
             assert_eq!(outbound.take(&[*byte], &budgets), Ok(()));
         }
-        assert_eq!(outbound.go_away(5, 11).unwrap(), last_words[9..]);
+        assert_eq!(outbound.go_away(5, 11).unwrap()[..], last_words[9..]);
         let bad = frame(RST_STREAM, 0, 1, &[0, 0, 0, 1]);
         for byte in bad.iter().cycle().take(bad.len() * 200) {
             assert_eq!(outbound.take(&[*byte], &budgets), Ok(()));
