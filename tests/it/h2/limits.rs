@@ -189,7 +189,7 @@ fn floods() -> Vec<Flood> {
         },
         Flood {
             slowly: true,
-            ..flood("resets of answered requests", vec![whole.clone(), reset], &["resets"])
+            ..flood("resets of answered requests", vec![whole, reset], &["resets"])
         },
         // CVE-2025-8671: what makes the server reset.
         flood(
@@ -206,7 +206,7 @@ fn floods() -> Vec<Flood> {
             slowly: true,
             ..flood(
                 "made you reset, one by one",
-                vec![open.clone(), frame(WINDOW_UPDATE, 0, 1, &i32::MAX.to_be_bytes())],
+                vec![open, frame(WINDOW_UPDATE, 0, 1, &i32::MAX.to_be_bytes())],
                 &["resets"],
             )
         },
