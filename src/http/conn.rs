@@ -181,9 +181,11 @@ impl Conn<'_> {
                 },
                 Readers::Hyper => Vec::new(),
             };
-            if self.stream.is_h2() || readers == Readers::Both && self.begins_h2(&held) {
-                return Box::pin(h2::serve(self, held, alarm)).await;
-            }
+            // By value, because what is borrowed would stay part of the task.
+            let held = match self.unless_h2(held, readers) {
+                Ok(held) => held,
+                Err(held) => return Box::pin(h2::serve(self, held, alarm)).await,
+            };
             // Boxed so that an idle connection can drop hyper's state.
             match Box::pin(through_hyper::serve(self, held, alarm)).await {
                 ConnEnd::Quiet => {
@@ -194,6 +196,14 @@ impl Conn<'_> {
                 }
                 end => return end,
             }
+        }
+    }
+
+    /// Gives back what was read of the connection; as an error if it goes on in HTTP/2.
+    fn unless_h2(self, held: Vec<u8>, readers: Readers) -> Result<Vec<u8>, Vec<u8>> {
+        match self.stream.is_h2() || readers == Readers::Both && self.begins_h2(&held) {
+            true => Err(held),
+            false => Ok(held),
         }
     }
 
