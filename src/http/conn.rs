@@ -181,13 +181,8 @@ impl Conn<'_> {
                 },
                 Readers::Hyper => Vec::new(),
             };
-            // By value, because what is borrowed would stay part of the task.
-            let held = match self.unless_h2(held, readers) {
-                Ok(held) => held,
-                Err(held) => return Box::pin(h2::serve(self, held, alarm)).await,
-            };
             // Boxed so that an idle connection can drop hyper's state.
-            match Box::pin(through_hyper::serve(self, held, alarm)).await {
+            match Box::pin(self.serve_by_hyper(held, readers, alarm)).await {
                 ConnEnd::Quiet => {
                     if readers == Readers::Hyper {
                         // It is hyper again that waits for the next request.
@@ -199,12 +194,13 @@ impl Conn<'_> {
         }
     }
 
-    /// Gives back what was read of the connection; as an error if it goes on in HTTP/2.
-    fn unless_h2(self, held: Vec<u8>, readers: Readers) -> Result<Vec<u8>, Vec<u8>> {
-        match self.stream.is_h2() || readers == Readers::Both && self.begins_h2(&held) {
-            true => Err(held),
-            false => Ok(held),
+    /// Has hyper serve requests, `held` of which was read already.
+    async fn serve_by_hyper(self, held: Vec<u8>, readers: Readers, alarm: &mut Alarm) -> ConnEnd {
+        if self.stream.is_h2() || readers == Readers::Both && self.begins_h2(&held) {
+            // Boxed so that HTTP/1.1 needs no room for it.
+            return Box::pin(h2::serve(self, held, alarm)).await;
         }
+        through_hyper::serve(self, held, alarm).await
     }
 
     /// Whether the connection begins with HTTP/2, and may. `held` was read of it already, and what comes
