@@ -13,6 +13,7 @@
 
 pub mod differential;
 
+use std::borrow::Cow;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::panic::AssertUnwindSafe;
@@ -139,17 +140,17 @@ pub(super) async fn serve(
         Err(None) => return,
         Err(Some(last)) => ConnEnd::NotSecured(last),
     };
-    let last: &[u8] = match end {
+    let last: Cow<'static, [u8]> = match end {
         ConnEnd::IdleOverdue | ConnEnd::GaveWay | ConnEnd::Quiet => return stream.say_goodbye(),
-        ConnEnd::NotSecured(last) => last,
-        ConnEnd::LastWords(ref last) => last,
+        ConnEnd::NotSecured(last) => last.into(),
+        ConnEnd::LastWords(last) => last.into_vec().into(),
         // Its client has closed first, as most do: nobody waits for anything.
         ConnEnd::Done if state.gone.get() && stream.has_sent() => return stream.say_goodbye(),
-        ConnEnd::Done => b"",
+        ConnEnd::Done => Cow::Borrowed(&[]),
         ConnEnd::HeadOverdue => {
             server.cells.count_response(408);
             state.tally.request(rt::now(), 408, 0, TokenId::NONE);
-            HEAD_TIMEOUT
+            HEAD_TIMEOUT.into()
         }
     };
     listed.lingers(&state, rt::now());
@@ -295,8 +296,12 @@ impl Conn<'_> {
 /// Writes `last`, closes our half, then reads and discards what the client still sends. Closing with
 /// unread bytes would reset the connection, which can destroy the answer before the client has read
 /// it.
-async fn linger(stream: &ClientStream, last: &[u8], state: &ConnState) -> io::Result<()> {
-    let mut rest = last;
+async fn linger(
+    stream: &ClientStream,
+    last: Cow<'static, [u8]>,
+    state: &ConnState,
+) -> io::Result<()> {
+    let mut rest = &*last;
     state.unsent.set(!rest.is_empty());
     while !rest.is_empty() {
         rest = &rest[poll_fn(|cx| stream.poll_send(cx, rest)).await?..];
