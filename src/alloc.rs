@@ -1,12 +1,14 @@
 //! The allocator of the process: mimalloc, and for what is large a mapping of its own.
 //!
 //! A long body grows as it comes in or is decompressed. mimalloc would copy it at every step, in one
-//! turn of its core: 64 MiB took 40 ms. A mapping grows by `mremap`, which moves pages, not bytes, and
-//! a core unmaps it [in steps](freed). What mimalloc has free is returned to the system [elsewhere
-//! than on a core](purge).
+//! turn of its core: 64 MiB took 40 ms. A mapping grows by `mremap`, which moves pages, not bytes,
+//! and a core unmaps it [in steps](freed). What mimalloc has free is returned to the system
+//! [elsewhere than on a core](purge).
 #![expect(unsafe_code, reason = "an allocator hands out raw memory")]
 
 mod freed;
+#[cfg(test)]
+pub mod largest;
 mod purge;
 
 use std::alloc::{GlobalAlloc, Layout};
@@ -16,7 +18,7 @@ use mimalloc::MiMalloc;
 use rustix::mm::{MapFlags, MremapFlags, ProtFlags, mmap_anonymous, mremap};
 
 use freed::FreedMapping;
-pub use freed::{UnmapsInSteps, unmap_step};
+pub use freed::{UnmapsInSteps, WAITING_MAX, unmap_step};
 pub use purge::{return_free_memory, return_no_memory_while_allocating};
 
 /// Size from which on an allocation is a mapping of its own. Page faults make those dearer than what

@@ -4,6 +4,7 @@
 
 mod access;
 mod admin;
+mod background;
 mod bind;
 mod certificates;
 mod events;
@@ -195,7 +196,8 @@ async fn start(
     let admin = start_admin(&bind, config.admin_listen, admin_tls, admin, admin_token).await?;
     let spare = spare_cpus(&config.cores);
     let mut core_channels = Vec::new();
-    memory::keep_returning_it();
+    memory::keep_returning_it()
+        .map_err(|error| format!("no thread to return memory: {error}; raise ulimit -u"))?;
     for (index, listeners) in listeners.iter().enumerate() {
         let pair = Socket::pair(Domain::UNIX, Type::STREAM, None);
         let (ours, theirs) = pair.map_err(|error| format!("control channel: {error}"))?;

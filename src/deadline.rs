@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use futures_lite::future;
 
 use crate::net::Net;
-use crate::rt::{self, Timer};
+use crate::rt::{self, Timer, WakeUp};
 
 /// Runs `work`, or returns `late()` once the peer that `work` waits for has had `limit`. `work` is
 /// polled first, so a result that is ready costs no timer. When it is late, it is dropped.
@@ -70,7 +70,7 @@ pub async fn strictly_within<T>(
 /// the next wait only reads the clock and costs no timer operation.
 #[derive(Default)]
 pub struct Alarm {
-    set: Option<(Instant, Timer)>,
+    set: Option<(Instant, WakeUp)>,
 }
 
 impl Alarm {
@@ -82,12 +82,7 @@ impl Alarm {
         }
         let stands = self.set.as_ref().is_some_and(|(at, _)| now < *at && *at <= deadline);
         if !stands {
-            let mut timer = Timer::new(deadline - now);
-            // A timer that is already due keeps no waker.
-            if Pin::new(&mut timer).poll(cx).is_ready() {
-                return Poll::Ready(());
-            }
-            self.set = Some((deadline, timer));
+            self.set = Some((deadline, WakeUp::new(deadline, cx)));
         }
         Poll::Pending
     }

@@ -17,9 +17,14 @@ pub mod coding {
 }
 pub mod config {
     pub use crate::config::{
-        Ack, BatchOptions, Checksum, Config, FaultPlan, FileMode, H2Offer, Networks, ObjectBody,
-        S3Client, S3Options, SETTINGS, SignPayload, StoreUrl,
+        Ack, BatchOptions, Checksum, Config, ConfigErrors, Effective, Environment, FaultPlan,
+        FileMode, Flags, H2Offer, HostContext, Networks, ObjectBody, S3Client, S3Options, SETTINGS,
+        Setting, SignPayload, StoreUrl,
     };
+}
+pub mod deadletter {
+    pub use crate::deadletter::DeadLetter;
+    pub use crate::deadletter::bundle::{BundleReader, BundleRecord};
 }
 pub mod http {
     pub use crate::http::{CONNECTION_BYTES, LINGER_TIME_MAX, STOP_IDLE_GRACE};
@@ -107,6 +112,9 @@ pub mod rt {
     pub use crate::rt::{Executor, Placement};
 }
 pub mod spool {
+    pub mod batches {
+        pub use crate::spool::batches::ledger::{JournalBatch, Ledger};
+    }
     pub mod format {
         pub use crate::spool::format::{
             CHECKPOINT_BYTES, Checkpoint, DATA_START, HEAD_BYTES, Label, finish_group, group_bytes,

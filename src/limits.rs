@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+use crate::alloc;
 use crate::batch;
 use crate::budget::BODY_PADDING;
 use crate::config::{Config, S3Client};
@@ -56,8 +57,8 @@ pub const PROCESS_FILES: usize = 64;
 pub const THREADS_PER_EXECUTOR: usize = 5;
 
 /// Threads of the process outside the executors: the main one, the log writer, and those for
-/// signals and reloads.
-pub const PROCESS_THREADS: usize = 4;
+/// signals, reloads and free memory.
+pub const PROCESS_THREADS: usize = 5;
 
 /// Stack of the threads that this process starts: Rust's default, which does not depend on
 /// `RLIMIT_STACK`.
@@ -84,8 +85,8 @@ pub struct Limits {
     /// Most memory of one connection, that of TLS included if any address has it.
     connection_bytes: usize,
     pub workers: usize,
-    /// Most memory one core's clients can make it hold: budgets, connections, queue slots, and the
-    /// buffers of parsing and decompressing.
+    /// Most memory one core's clients can make it hold: budgets, connections, queue slots, the
+    /// buffers of parsing and decompressing, and what is freed and not yet unmapped.
     pub core_memory_bytes: u64,
     /// File descriptors that the whole process needs when every limit is reached.
     pub files: u64,
@@ -152,7 +153,12 @@ impl Limits {
         });
         let spool_files = c.spool.as_ref().map_or(0, spool::files);
         let parsing = splitter_bytes(c.max_queue, c.max_length);
-        let kept = parsing + DECODERS_BYTES_MAX + net::POOL_BYTES + quota_bytes(c) + h2_bytes(c);
+        let kept = parsing
+            + DECODERS_BYTES_MAX
+            + net::POOL_BYTES
+            + quota_bytes(c)
+            + h2_bytes(c)
+            + alloc::WAITING_MAX;
         let core_files = |connections: usize| {
             let listeners = (c.listen.len() - 1) * FILES_PER_LISTENER;
             connections + c.max_workers * FILES_PER_WORKER + CORE_FILES + listeners + spool_files
@@ -252,10 +258,11 @@ mod tests {
         config.cores = vec![0];
         let limits = Limits::new(&config);
         // 64 MiB queue + 64 MiB bodies + 16384 connections of 56 KiB + 10000 slots of 96 bytes + two
-        // zstd windows of 8 MiB + 4 MiB of receive buffers + for parsing a segment of 32 KiB at 58
-        // bytes each, 512 KiB of spans, and spans of twice 10000 payloads and one segment.
+        // zstd windows of 8 MiB + 4 MiB of receive buffers + 128 MiB that wait to be unmapped + for
+        // parsing a segment of 32 KiB at 58 bytes each, 512 KiB of spans, and spans of twice 10000
+        // payloads and one segment.
         let parsing = 58 * (32 << 10) + 256 + (512 << 10) + (2 * 10_000 + (16 << 10)) * 8;
-        let kept = (16 << 20) + (4 << 20) + parsing;
+        let kept = (16 << 20) + (4 << 20) + (128 << 20) + parsing;
         assert_eq!(
             limits.core_memory_bytes,
             (64 << 20) + (64 << 20) + (896 << 20) + 960_000 + kept

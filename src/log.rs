@@ -1,8 +1,8 @@
 //! Log setup and the panic hook.
 //!
 //! Logging never waits for the reader of stderr (see `writer`). Nothing else in a server writes to
-//! stderr. No line holds a secret: events of other crates are not logged (see `own`), and of a
-//! panic only what is no value (see `panicked`).
+//! stderr. No line holds a secret: events of other crates are not logged (see `own`), and a panic's
+//! text is logged without its values (see `panicked`).
 
 mod line;
 mod own;

@@ -9,6 +9,7 @@
 //! Other modules may use glommio's files and streams (`glommio::io`, `glommio::net`) and create
 //! threads.
 
+mod alarms;
 pub mod slices;
 mod turns;
 mod waking;
@@ -22,13 +23,14 @@ use glommio::{GlommioError, LocalExecutor, LocalExecutorBuilder, PoolPlacement};
 use turns::Measured;
 use waking::WakeThread;
 
+pub use alarms::WakeUp;
 pub use fastrand::Rng;
 pub use futures_lite::future::yield_now;
 pub use glommio::Task;
 pub use glommio::timer::Timer;
 pub use turns::{
-    LONG_TURN, LongTurn, TaskKind, TurnObserver, call_driver, end_turn, look_is_due, next_turn,
-    observe_turns, sleep_until_called, turn_now,
+    LONG_TURN, LongTurn, TaskKind, TurnObserver, call_driver, end_turn, look_brought_work,
+    look_is_due, looked, next_turn, observe_turns, sleep_until_called, turn_now,
 };
 
 /// Registered I/O memory of one executor, for glommio's `io_memory`. glommio pins it once for each
@@ -116,15 +118,23 @@ pub fn executor_id() -> usize {
     glommio::executor().id()
 }
 
-/// Runs the tasks that are ready, then returns whether none of them is ready again.
+/// Runs the tasks that are ready, and returns whether there were none. So a task that is always
+/// ready runs once, not twice, before the caller looks for something else.
 pub async fn is_idle() -> bool {
-    let executor = glommio::executor();
-    executor.yield_task_queue_now().await;
-    // Reading the statistics resets them, so the second reading counts one yield.
-    let _before = executor.executor_stats();
-    executor.yield_task_queue_now().await;
-    // One task is this one.
-    executor.executor_stats().tasks_executed() <= 1
+    let before = turns::polls();
+    glommio::executor().yield_task_queue_now().await;
+    // One poll is this one.
+    turns::polls().wrapping_sub(before) <= 1
+}
+
+/// Lets those tasks run that are ready, and if the last look at the sockets has woken tasks, these as
+/// well, which are behind the calling one. For work that can wait: between two of its steps there is
+/// a look, and what that brings goes first, but only once.
+pub async fn yield_to_requests() {
+    yield_now().await;
+    if look_brought_work() {
+        yield_now().await;
+    }
 }
 
 /// Runs `work` on the executor's blocking thread, after earlier work, and returns its result.
@@ -251,11 +261,13 @@ impl Executor {
         // glommio moves it several times, which a thread's stack has to have room for.
         let main = Measured::new(TaskKind::Core, Box::pin(main));
         turns::reset();
+        alarms::reset();
         executor.run(async move {
             // Before anything else, because any wait may need it.
             spawn(awake).detach();
             let outcome = main.await;
             turns::reset();
+            alarms::reset();
             outcome
         })
     }

@@ -85,7 +85,7 @@ const SECRET_FIELDS: &[&str] = &[
 /// What such a field is of if it holds them.
 const SECRET_TYPES: &[&str] = &["str", "String", "Cow", "u8", "Bytes", "Credentials"];
 
-/// Structs that derive `Debug` in spite of such a field, with the reason.
+/// Types that derive `Debug` in spite of such a field, with the reason.
 const SHOWN: &[(&str, &str)] = &[(
     "Reply",
     "a store's answer: its text is masked before it is shown, and answers to PUTs quote no payload",
@@ -750,10 +750,12 @@ fn types_with_secrets_do_not_derive_debug() {
     assert!(shown.is_empty(), "\n{}", shown.join("\n"));
 }
 
-/// The structs of `tokens` that derive `Debug`, with their fields that hold secrets.
+/// The structs and enums of `tokens` that derive `Debug`, with their fields that hold secrets. A
+/// field without a name has that of its struct or variant.
 fn deriving_debug(tokens: &[Token]) -> Vec<(String, Vec<String>)> {
     let mut found = Vec::new();
-    for at in (0..tokens.len()).filter(|at| is(tokens, *at, "struct")) {
+    let is_type = |at: &usize| is(tokens, *at, "struct") || is(tokens, *at, "enum");
+    for at in (0..tokens.len()).filter(is_type) {
         let Some(name) = tokens.get(at + 1) else { continue };
         // The attributes of an item stand right before it, behind the one before.
         let before = tokens[..at].iter().rposition(|t| matches!(t.text.as_str(), ";" | "}"));
@@ -761,19 +763,43 @@ fn deriving_debug(tokens: &[Token]) -> Vec<(String, Vec<String>)> {
         let derives = attributes.iter().any(|token| token.text == "Debug");
         let open =
             (at..tokens.len()).find(|at| matches!(tokens[*at].text.as_str(), "{" | ";" | "("));
-        let Some(open) = open.filter(|open| derives && is(tokens, *open, "{")) else { continue };
-        let fields = &tokens[open + 1..behind_bracket(tokens, open) - 1];
-        let mut secrets = Vec::new();
-        for (at, field) in fields.iter().enumerate() {
-            let is_named = SECRET_FIELDS.contains(&field.text.as_str()) && is(fields, at + 1, ":");
-            let rest = fields[at + 1..].iter().take_while(|token| token.text != ",");
-            if is_named && rest.clone().any(|token| SECRET_TYPES.contains(&token.text.as_str())) {
-                secrets.push(field.text.clone());
-            }
-        }
-        found.push((name.text.clone(), secrets));
+        let Some(open) = open.filter(|open| derives && !is(tokens, *open, ";")) else { continue };
+        // With the name, which a field of a tuple struct has.
+        let fields = [&tokens[at + 1..at + 2], &tokens[open..behind_bracket(tokens, open)]];
+        let fields = fields.concat();
+        found.push((name.text.clone(), secret_fields(&fields)));
     }
     found
+}
+
+fn secret_fields(fields: &[Token]) -> Vec<String> {
+    let holds = |of: &[Token]| of.iter().any(|token| SECRET_TYPES.contains(&token.text.as_str()));
+    let mut secrets = Vec::new();
+    for (at, field) in fields.iter().enumerate() {
+        let is_named = SECRET_FIELDS.contains(&snake_case(&field.text).as_str());
+        let rest = &fields[at + 1..];
+        let end = match rest.first().map(|token| token.text.as_str()) {
+            Some(":") => rest.iter().position(|token| token.text == ",").unwrap_or(rest.len()),
+            Some("(") => behind_bracket(fields, at + 1) - at - 1,
+            _ => 0,
+        };
+        if is_named && holds(&rest[..end]) {
+            secrets.push(field.text.clone());
+        }
+    }
+    secrets
+}
+
+/// `SessionToken` becomes `session_token`.
+fn snake_case(name: &str) -> String {
+    let mut snake = String::new();
+    for (at, c) in name.char_indices() {
+        if c.is_uppercase() && at > 0 {
+            snake.push('_');
+        }
+        snake.extend(c.to_lowercase());
+    }
+    snake
 }
 
 #[test]
@@ -815,15 +841,28 @@ fn comments_literals_and_tests_are_cut_out() {
 }
 
 #[test]
-fn structs_that_would_print_a_secret_are_found() {
+fn types_that_would_print_a_secret_are_found() {
     let text = "fn f() {} #[derive(Clone, Debug)] pub struct A<'a> { pub token: Option<Cow<'a, str>>, b: u8 }
         #[derive(Clone)] struct B { token: String } #[derive(Debug)] struct C { token: Option<u32>, c: String }
         #[derive(Debug)] struct D(String); #[derive(Debug)] struct E { payload: Vec<u8> }";
     let found = deriving_debug(&tokens(&without_comments_and_literals(text)));
-    let expected = [("A", vec!["token"]), ("C", vec![]), ("E", vec!["payload"])];
+    let expected = [("A", vec!["token"]), ("C", vec![]), ("D", vec![]), ("E", vec!["payload"])];
     let expected =
         expected.map(|(n, f)| (n.to_owned(), f.iter().map(|f| (*f).to_owned()).collect()));
     assert_eq!(found, expected);
+    for (text, expected) in [
+        ("pub struct A { token: u64, body: Vec<u64>, secret: Digest }", &[][..]),
+        ("struct SessionToken(pub String);", &["SessionToken"]),
+        ("struct Token([u8; 32]);", &["Token"]),
+        ("struct Port(u8, String);", &[]),
+        ("enum A { None, Token(String), B { body: Bytes } }", &["Token", "body"]),
+        ("enum A { Credentials, Name(String), Body(usize) }", &[]),
+    ] {
+        let text = format!("#[derive(Debug)] {text}");
+        let found = deriving_debug(&tokens(&without_comments_and_literals(&text)));
+        assert_eq!(found.len(), 1, "{text}");
+        assert_eq!(found[0].1, expected, "{text}");
+    }
 }
 
 #[test]

@@ -1,8 +1,7 @@
 //! A connection whose requests the fast path reads, against one that hyper reads alone: the same
 //! answers, payloads and counters for the same bytes.
 //!
-//! How to run it is said in `segment.rs`; this target is called `connection`, and begins with the
-//! requests in `seeds/connection` if they are given as a second directory.
+//! How to run it is said in `segment.rs`; this target is called `connection`.
 //!
 //! The first byte of an input says under which settings, the second how many cuts there are, and as
 //! many bytes as that where they are, in sixteenths of a kilobyte; the rest is what the client sends.

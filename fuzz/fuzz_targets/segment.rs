@@ -3,7 +3,7 @@
 //!
 //! ```sh
 //! cargo install cargo-fuzz
-//! cargo +nightly fuzz run --dev --sanitizer none segment -- -max_total_time=60
+//! cargo +nightly fuzz run --dev --sanitizer none segment corpus/segment seeds/segment -- -max_total_time=60
 //! ```
 //!
 //! Without cargo-fuzz, in `fuzz/`:
@@ -12,8 +12,10 @@
 //! P=-Cllvm-args=-sanitizer-coverage
 //! export RUSTFLAGS="-Cpasses=sancov-module $P-level=4 $P-inline-8bit-counters $P-pc-table $P-trace-compares"
 //! cargo +nightly build --target x86_64-unknown-linux-gnu
-//! mkdir -p corpus/segment && target/x86_64-unknown-linux-gnu/debug/segment corpus/segment -max_total_time=60
+//! mkdir -p corpus/segment && target/x86_64-unknown-linux-gnu/debug/segment corpus/segment seeds/segment -max_total_time=60
 //! ```
+//!
+//! New inputs go to the first directory; `seeds/` has some of each target to begin with.
 //!
 //! The first byte of an input says what the rest is: a whole file, the groups of a file, the records
 //! of a group whose checksums match, the runs of a batch, or patches to a file that is whole.

@@ -257,6 +257,12 @@ impl Encoder {
         }
     }
 
+    /// Whether the next call of [`Encoder::work`] takes about [`SLICE_TIME`], not less than half of
+    /// it.
+    pub fn works_long(&self) -> bool {
+        2 * self.due_bytes() >= self.shared.slice_bytes.get()
+    }
+
     fn report(&mut self, slice_bytes: usize, out: &mut dyn FnMut(&[u8])) {
         if self.chunks.unseen_bytes() < slice_bytes {
             // Reading the clock would cost more than copying a small payload.

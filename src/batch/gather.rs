@@ -20,9 +20,14 @@ use crate::queue::run::Run;
 /// with 64 a request took 40 % more CPU.
 const TURN_PAYLOADS: usize = 512;
 
-/// How long the task runs before other tasks of the core do. It checks after each slice that it has
-/// compressed or summed, so one more slice may begin just before the end.
+/// How long the task runs before other tasks of the core do. It checks before each slice that it
+/// compresses or sums, so one may begin just before the end.
 const TURN: Duration = Duration::from_micros(100);
+
+/// The same before a slice that takes long, if at most [`TURN_PAYLOADS`] wait. Then the task keeps up
+/// with admission and only holds requests up: each such slice is a turn of its own, and what the look
+/// behind it brings goes before the next one.
+const TURN_KEEPING_UP: Duration = Duration::from_micros(40);
 
 /// Longest time a batch stays open once the stop has begun. The stop waits for connections to end,
 /// and those of `stored` requests wait for their batch. A batch that stayed open until the queue
@@ -351,23 +356,37 @@ impl Batches {
         }
     }
 
-    /// Compresses and sums what was added; lets other tasks of the core run after [`TURN`].
+    /// Compresses and sums what was added, and lets other tasks of the core run in between.
     async fn work(&self, open: &RefCell<OpenBatch>) {
         loop {
-            let more = {
-                let mut open = open.borrow_mut();
-                let more = open.work();
-                open.recharge();
-                more
-            };
-            if rt::since(self.gathering.turn_began.get()) >= TURN {
-                yield_now().await;
-                self.gathering.turn_began.set(rt::now());
-            }
+            let is_long = open.borrow().works_long();
+            self.let_others_run(is_long).await;
+            let mut open = open.borrow_mut();
+            let more = open.work();
+            open.recharge();
             if !more {
                 return;
             }
         }
+    }
+
+    /// Lets other tasks of the core run if it is their turn, before work that takes long or not.
+    pub(super) async fn let_others_run(&self, is_long: bool) {
+        let turn_began = &self.gathering.turn_began;
+        let lasted = rt::since(turn_began.get());
+        let keeps_up = self.feed.admission.queue().len() <= TURN_PAYLOADS;
+        if is_long && keeps_up {
+            match lasted >= TURN_KEEPING_UP {
+                true => rt::yield_to_requests().await,
+                false if rt::look_brought_work() => yield_now().await,
+                false => return,
+            }
+        } else if lasted >= TURN {
+            yield_now().await;
+        } else {
+            return;
+        }
+        turn_began.set(rt::now());
     }
 
     /// Finishes an open batch and queues it for a worker.

@@ -138,6 +138,11 @@ impl OpenBatch {
         self.pending_bytes >= WORK_BYTES_LEAST
     }
 
+    /// Whether the next [`OpenBatch::work`] takes about as long as a slice may take.
+    pub(super) fn works_long(&self) -> bool {
+        self.encoder.works_long()
+    }
+
     /// Compresses and sums a slice; true if there is more to do now.
     pub(super) fn work(&mut self) -> bool {
         self.pending_bytes = 0;

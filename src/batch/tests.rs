@@ -1,4 +1,4 @@
-use futures_lite::future::poll_once;
+use futures_lite::future::{poll_once, yield_now};
 
 use super::encoder::lines;
 use super::*;
@@ -242,6 +242,57 @@ fn runs_join_the_batches_that_their_payloads_would_join_one_by_one() {
             let single = gathered(&sent, Entry::Single, &settings).await;
             assert!(runs == single, "{} and {} objects", runs.len(), single.len());
         }
+    });
+}
+
+/// Goal: what the last look at the sockets has brought goes before a long slice, unless admission is
+/// ahead. Method: counts how often a task that is always ready runs in between.
+#[test]
+fn requests_go_before_long_slices_while_these_keep_up() {
+    const JUST_NOW: Duration = Duration::ZERO;
+    const LONG_AGO: Duration = Duration::from_secs(1);
+    crate::rt::run_test(async {
+        let settings = [("OBJECT", "batch"), ("NODE_ID", "n"), ("CORES", "0")];
+        let config = Config::from_settings(&settings).unwrap();
+        let cells = &crate::metrics::cells(1)[0];
+        let (admission, batches) = batches_of(&config, 10_000, cells);
+        let polls = Rc::new(Cell::new(0));
+        let counter = polls.clone();
+        let ready = rt::spawn(async move {
+            loop {
+                counter.set(counter.get() + 1);
+                yield_now().await;
+            }
+        });
+        let many = vec![Span { start: 0, end: 1 }; 513];
+        // Whether admission is ahead, the slice is long, and the look has brought work; when the turn
+        // began; how often others run.
+        for (is_behind, is_long, brought_work, began, others) in [
+            (false, true, false, JUST_NOW, 0),
+            (false, true, true, JUST_NOW, 1),
+            (false, true, false, LONG_AGO, 1),
+            (false, true, true, LONG_AGO, 2),
+            (false, false, true, JUST_NOW, 0),
+            (false, false, true, LONG_AGO, 1),
+            (true, true, true, JUST_NOW, 0),
+            (true, true, true, LONG_AGO, 1),
+            (true, false, true, LONG_AGO, 1),
+        ] {
+            let case = (is_behind, is_long, brought_work, began);
+            if is_behind && admission.queue().is_empty() {
+                let permit = admission.admit_now(Need::of(many.len(), 1)).unwrap().unwrap();
+                let common = InCommon::of(stamp(5, 1), RequestValues::default());
+                admission.push(Run::new(b"1".to_vec(), permit, &*many, common));
+            }
+            rt::looked(brought_work);
+            let before = polls.get();
+            // Later than now, so that a pause of this thread does not end the turn.
+            let now = rt::now() + LONG_AGO / 2;
+            batches.gathering.turn_began.set(now - began);
+            batches.let_others_run(is_long).await;
+            assert_eq!(polls.get() - before, others, "{case:?}");
+        }
+        ready.cancel().await;
     });
 }
 

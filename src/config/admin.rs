@@ -3,6 +3,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io::Read as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
@@ -34,8 +35,8 @@ impl AdminToken {
         match text.len() {
             LENGTH_MIN..=LENGTH_MAX if is_sendable => Ok(AdminToken(Sha256::digest(text).into())),
             _ => Err(format!(
-                "is no admin token: give {LENGTH_MIN} to {LENGTH_MAX} visible ASCII characters without blanks, \
-                 such as `openssl rand -hex 32` prints"
+                "is no admin token: give {LENGTH_MIN} to {LENGTH_MAX} visible ASCII characters \
+                 without blanks, such as `openssl rand -hex 32` prints"
             )),
         }
     }
@@ -44,11 +45,15 @@ impl AdminToken {
     ///
     /// # Errors
     /// Why it holds no token; nothing of it is quoted.
-    #[expect(clippy::disallowed_methods, reason = "read at start and by reloads, never on a core")]
-    pub fn read(file: &Path) -> Parsed<AdminToken> {
+    pub fn read(path: &Path) -> Parsed<AdminToken> {
         let mut bytes = Vec::new();
         let unreadable = |error: std::io::Error| format!("cannot be read: {error}");
-        let file = File::open(file).map_err(unreadable)?;
+        // A pipe would hold up the start, or every reload, until somebody writes to it.
+        let open = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+        let file = open.map_err(unreadable)?;
+        if !file.metadata().map_err(unreadable)?.is_file() {
+            return Err("cannot be read: it is not a regular file".into());
+        }
         // A longer line is refused by `parse`, whatever is behind.
         file.take(2 * LENGTH_MAX as u64).read_to_end(&mut bytes).map_err(unreadable)?;
         let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
@@ -101,6 +106,11 @@ pub(super) fn check(r: &mut SettingsReader<'_>, c: &Config) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc::channel;
+    use std::time::Duration;
+
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+
     use super::*;
 
     const TOKEN: &str = "0123456789abcdef";
@@ -138,5 +148,18 @@ mod tests {
             assert!(!read(bad).unwrap_err().contains("hush"));
         }
         assert!(AdminToken::read(Path::new("/no/such")).unwrap_err().contains("cannot be read"));
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_refused_without_waiting_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipe");
+        mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        for path in [pipe, dir.path().to_owned(), "/dev/null".into()] {
+            let (sender, receiver) = channel();
+            std::thread::spawn(move || sender.send(AdminToken::read(&path)));
+            let read = receiver.recv_timeout(Duration::from_secs(10)).expect("it does not wait");
+            assert_eq!(read.unwrap_err(), "cannot be read: it is not a regular file");
+        }
     }
 }

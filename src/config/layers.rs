@@ -3,8 +3,8 @@
 //!
 //! In the environment a setting is called `MILLRACE_<NAME>` or, without the prefix, `<NAME>`. A
 //! name without the prefix may belong to another program, and its text may be that program's
-//! secret: no message ever shows it, nor that of a setting which is a secret itself. Of a URL no
-//! message shows the user and the password.
+//! secret: no message ever shows it, nor that of a setting which is a secret itself. No message
+//! shows the user and the password of a URL.
 
 #![expect(clippy::disallowed_methods, reason = "runs before any executor")]
 
@@ -102,7 +102,7 @@ impl SettingValue {
     }
 
     /// Whether its text may belong to another program.
-    pub(super) fn may_be_foreign(&self) -> bool {
+    pub fn may_be_foreign(&self) -> bool {
         self.source == SettingSource::BareEnv
     }
 
@@ -112,26 +112,35 @@ impl SettingValue {
     }
 }
 
-/// `text`, a list with commas, without users and passwords of URLs in it.
+/// `text`, a URL or a list with commas, without users and passwords. A password may hold anything,
+/// also commas, slashes and what looks like another URL: whatever may be one is hidden.
 fn without_passwords(text: &str) -> Cow<'_, str> {
-    if !text.contains("://") || !text.contains('@') {
-        return Cow::Borrowed(text);
+    let mut shown = Cow::Borrowed(text);
+    if let Some((scheme, rest)) = text.split_once("://")
+        && let Some((_, host)) = rest.rsplit_once('@')
+        // A path alone has none.
+        && (!rest.starts_with('/') || rest.contains("://"))
+    {
+        shown = Cow::Owned(format!("{scheme}://***@{host}"));
     }
-    let items: Vec<Cow<'_, str>> = text.split(',').map(without_password).collect();
-    Cow::Owned(items.join(","))
+    match password_at(&shown) {
+        Some(at) => Cow::Owned(format!("{}***", &shown[..at])),
+        None => shown,
+    }
 }
 
-fn without_password(url: &str) -> Cow<'_, str> {
-    let Some((scheme, rest)) = url.split_once("://") else { return Cow::Borrowed(url) };
-    let Some((_, host)) = rest.rsplit_once('@') else { return Cow::Borrowed(url) };
-    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    // A password may hold a slash: then what follows the colon is no port.
+/// Where the first URL begins, behind its scheme, whose colon is followed by no port: the host may
+/// be missing.
+fn password_at(text: &str) -> Option<usize> {
     let is_port = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
-    let has_port = authority.rsplit_once(':').is_none_or(|(_, port)| is_port(port));
-    match authority.contains('@') || !has_port {
-        true => Cow::Owned(format!("{scheme}://***@{host}")),
-        false => Cow::Borrowed(url),
-    }
+    let mut urls = text.match_indices("://").map(|(at, mark)| at + mark.len());
+    urls.find(|at| {
+        let authority = text[*at..].split(['/', '?', '#', ',']).next().unwrap_or_default();
+        // The colons of an address in brackets are its own.
+        let name_end = if authority.starts_with('[') { authority.find(']') } else { None };
+        let port = authority[name_end.unwrap_or(0)..].split_once(':').map(|(_, port)| port);
+        !authority.starts_with("arn:") && port.is_some_and(|port| !is_port(port))
+    })
 }
 
 /// `MAX_WORKERS="0" (flag --max-workers)`: how messages quote a setting.
@@ -448,12 +457,25 @@ mod tests {
         for (text, expected) in [
             ("s3://bucket/x", "s3://bucket/x"),
             ("a@b", "a@b"),
-            ("s3://bucket/x@y", "s3://bucket/x@y"),
-            ("http://host:80/x@y", "http://host:80/x@y"),
+            ("file:///srv/x@y", "file:///srv/x@y"),
+            ("file:///srv/x,http://me:hush@y", "file://***@y"),
+            ("http://host:80/x@y", "http://***@y"),
+            ("http://[::1]:80,http://[::]", "http://[::1]:80,http://[::]"),
+            ("s3://arn:aws:s3:r:1:accesspoint/n", "s3://arn:aws:s3:r:1:accesspoint/n"),
             ("http://me:hush@host", "http://***@host"),
             ("s3://hush@host/x", "s3://***@host/x"),
             ("http://me:hu@sh@host/x", "http://***@host/x"),
             ("http://me:hu/sh@host:80/x", "http://***@host:80/x"),
+            ("s3://me:hu,sh@bucket/x", "s3://***@bucket/x"),
+            ("s3://hu/sh@bucket", "s3://***@bucket"),
+            ("http://me:hu,x://y:sh@host", "http://***@host"),
+            ("https://KEY:hush/bucket", "https://***"),
+            ("https://KEY:hush", "https://***"),
+            ("https://KEY:hu,sh/bucket", "https://***"),
+            ("https://1:2:hush", "https://***"),
+            ("https://[::1]:hush", "https://***"),
+            ("https://a,https://KEY:hush/x,y", "https://a,https://***"),
+            ("https://me:x@host:hush", "https://***"),
             ("1.2.3.4:5,http://me:hush@host,x://y", "1.2.3.4:5,http://***@host,x://y"),
         ] {
             assert_eq!(without_passwords(text), expected);

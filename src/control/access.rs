@@ -1,17 +1,21 @@
 //! Who may read which page of the admin listener.
 //!
 //! Health and metrics are for everybody who reaches it, because balancers and scrapers rarely have
-//! a token. All else shows clients or, later, changes something: it asks for `ADMIN_TOKEN`, and
-//! without one it is there for this host's own users alone, on a loopback address. What is neither
-//! health nor metrics is guarded whether or not there is such a page, so a new page is guarded
-//! without a line here.
+//! a token; metrics show the names of clients' tokens. All else shows clients or, later, changes
+//! something: it asks for `ADMIN_TOKEN`, and without one it is there for this host's own users
+//! alone, on a loopback address. A web page that they have open reaches it too if its host name
+//! suddenly resolves to that address (DNS rebinding), so without a token a name is refused as
+//! `host`. What is neither health nor metrics is guarded whether or not there is such a page, so a
+//! new page is guarded without a line here.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
 use http::HeaderMap;
+use http::header::HOST;
+use http::uri::Authority;
 
 use crate::config::{AdminToken, AdminTokenSource};
 use crate::http::tokens::bearer_of;
@@ -34,6 +38,8 @@ pub(super) struct AdminAccess {
 pub(super) enum Denied {
     /// The address is public, and there is no token.
     NoAdminToken,
+    /// There is no token, and `host` is a name that anybody may have resolve to this address.
+    NamedHost,
     /// The request has no bearer token.
     Missing,
     /// The request has another one.
@@ -45,8 +51,13 @@ impl Denied {
     pub(super) fn text(self) -> &'static str {
         match self {
             Denied::NoAdminToken => {
-                "only /metrics, /healthz and /readyz are served on an address that is not loopback: set ADMIN_TOKEN or \
-                 ADMIN_TOKEN_FILE, or ask on ADMIN_LISTEN=127.0.0.1:9090\n"
+                "only /metrics, /healthz and /readyz are served on an address that is not \
+                 loopback: set ADMIN_TOKEN or ADMIN_TOKEN_FILE, or ask on \
+                 ADMIN_LISTEN=127.0.0.1:9090\n"
+            }
+            Denied::NamedHost => {
+                "the host header is neither an IP address nor localhost: ask for one of these, or \
+                 set ADMIN_TOKEN or ADMIN_TOKEN_FILE\n"
             }
             Denied::Missing => "ADMIN_TOKEN is missing: send it as authorization: Bearer TOKEN\n",
             Denied::Wrong => "the token is not ADMIN_TOKEN\n",
@@ -69,13 +80,25 @@ impl AdminAccess {
             return Ok(());
         }
         match (&*self.token.load(), bearer_of(headers)) {
-            (None, _) if self.is_loopback => Ok(()),
-            (None, _) => Err(Denied::NoAdminToken),
+            (None, _) if !self.is_loopback => Err(Denied::NoAdminToken),
+            (None, _) if !is_asked_by_address(headers) => Err(Denied::NamedHost),
+            (None, _) => Ok(()),
             (Some(_), Ok(None)) => Err(Denied::Missing),
             (Some(token), Ok(Some(given))) if token.is(given) => Ok(()),
             (Some(_), _) => Err(Denied::Wrong),
         }
     }
+}
+
+/// Whether `host` is an IP address or `localhost`, which no DNS server can have resolve to another
+/// address.
+fn is_asked_by_address(headers: &HeaderMap) -> bool {
+    let host = headers.get(HOST).and_then(|value| Authority::try_from(value.as_bytes()).ok());
+    host.is_some_and(|host| {
+        let host = host.host();
+        let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
+        bare.parse::<IpAddr>().is_ok() || host.eq_ignore_ascii_case("localhost")
+    })
 }
 
 /// `ADMIN_TOKEN_FILE`, which reloads read again.
@@ -134,19 +157,32 @@ mod tests {
         let bearer = with(&format!("Bearer {TOKEN}"));
         let twice = [bearer.clone(), bearer.clone()].concat();
         let key = [(HeaderName::from_static("x-api-key"), HeaderValue::from_static(TOKEN))];
+        let host = |value: &'static str| [(HOST, HeaderValue::from_static(value))];
+        let (named, local) = (host("rebound.example:9090"), host("localhost"));
+        let named_bearer = [named.clone(), bearer.clone()].concat();
         let ok = Ok(());
         for (address, token, headers, expected) in [
-            ("127.0.0.1:1", none, &[][..], ok),
-            ("127.8.8.8:1", none, &[], ok),
-            ("[::1]:1", none, &[], ok),
-            ("[::ffff:127.0.0.1]:1", none, &[], ok),
-            ("127.0.0.1:1", none, &with("Bearer x"), ok),
+            ("127.0.0.1:1", none, &local[..], ok),
+            ("127.8.8.8:1", none, &host("127.8.8.8:9090"), ok),
+            ("[::1]:1", none, &host("[::1]:9090"), ok),
+            ("[::1]:1", none, &host("[::1]"), ok),
+            ("[::ffff:127.0.0.1]:1", none, &host("LocalHost:1"), ok),
+            ("127.0.0.1:1", none, &host("10.0.0.1"), ok),
+            ("127.0.0.1:1", none, &[local.clone(), with("Bearer x")].concat(), ok),
+            ("127.0.0.1:1", none, &[], Err(Denied::NamedHost)),
+            ("127.0.0.1:1", none, &named, Err(Denied::NamedHost)),
+            ("127.0.0.1:1", none, &named_bearer, Err(Denied::NamedHost)),
+            ("127.0.0.1:1", none, &host("localhost.example"), Err(Denied::NamedHost)),
+            ("127.0.0.1:1", none, &host("127.0.0.1.example"), Err(Denied::NamedHost)),
+            ("[::1]:1", none, &host("localhost@rebound.example"), Err(Denied::NamedHost)),
+            ("[::1]:1", none, &host(""), Err(Denied::NamedHost)),
             ("0.0.0.0:1", none, &[], Err(Denied::NoAdminToken)),
             ("[::]:1", none, &[], Err(Denied::NoAdminToken)),
             ("10.0.0.1:1", none, &bearer, Err(Denied::NoAdminToken)),
             ("[fd00::1]:1", none, &[], Err(Denied::NoAdminToken)),
             ("127.0.0.1:1", some, &[], Err(Denied::Missing)),
             ("127.0.0.1:1", some, &bearer, ok),
+            ("127.0.0.1:1", some, &named_bearer, ok),
             ("0.0.0.0:1", some, &bearer, ok),
             ("0.0.0.0:1", some, &with(&format!("bearer   {TOKEN}")), ok),
             ("0.0.0.0:1", some, &[], Err(Denied::Missing)),

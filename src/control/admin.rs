@@ -1,5 +1,5 @@
 //! The admin listener: `/metrics`, `/healthz`, `/readyz`, `/peers`. It runs on the control
-//! executor, so it answers while a core is stuck. Who may read what says `access`.
+//! executor, so it answers while a core is stuck. `access` decides who may read what.
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
@@ -225,7 +225,7 @@ fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
 
 fn refusal(denied: Denied) -> Response<Full<Bytes>> {
     let (status, challenge) = match denied {
-        Denied::NoAdminToken => (StatusCode::FORBIDDEN, None),
+        Denied::NoAdminToken | Denied::NamedHost => (StatusCode::FORBIDDEN, None),
         Denied::Missing => (StatusCode::UNAUTHORIZED, Some("Bearer")),
         Denied::Wrong => (StatusCode::UNAUTHORIZED, Some(r#"Bearer error="invalid_token""#)),
     };

@@ -1,23 +1,29 @@
-//! Returns free memory to the system.
+//! Returns free memory to the system, on a thread of its own: on control's blocking thread it would
+//! wait for a disk or a name server that does not answer.
 
+use std::io;
 use std::time::Duration;
 
+use super::background;
 use crate::alloc;
-use crate::rt::{self, sleep};
 
 /// Returned memory that is in use again soon costs page faults; this is half as often as mimalloc
 /// would do it on a busy core.
 const RETURN_EVERY: Duration = Duration::from_secs(2);
 
-/// Starts the task that does so for as long as the process lives, on a thread that may block. To be
-/// called before the cores start: from now on they do not do it themselves.
-pub(super) fn keep_returning_it() {
-    alloc::return_no_memory_while_allocating();
-    rt::spawn(async {
+/// Starts the thread, which ends with the process. To be called before the cores start: from now on
+/// they do not return memory themselves.
+///
+/// # Errors
+/// The thread cannot be created.
+#[expect(clippy::disallowed_methods, reason = "the thread has nothing else to do")]
+pub(super) fn keep_returning_it() -> io::Result<()> {
+    background::spawn("millrace-memory", || {
         loop {
-            sleep(RETURN_EVERY).await;
-            rt::blocking(alloc::return_free_memory).await;
+            std::thread::sleep(RETURN_EVERY);
+            alloc::return_free_memory();
         }
-    })
-    .detach();
+    })?;
+    alloc::return_no_memory_while_allocating();
+    Ok(())
 }

@@ -2,14 +2,14 @@
 //! and `TLS_CLIENT_CA`, and `LOG`, and logs the names of other settings that have changed; between
 //! signals looks for changes of these files, `ADMIN_TOKEN_FILE` aside.
 //!
-//! Reloads run on their own thread, one at a time, so that a hanging disk delays nothing else. The
-//! thread has a low priority, because it may run on the CPU of a core: a million tokens take it half
-//! a second.
+//! Reloads run on a background thread, one at a time, so that a hanging disk delays nothing else. A
+//! million tokens take it half a second.
 
 use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 
 use super::access::AdminTokenFile;
+use super::background;
 use super::certificates::CertificateFiles;
 use super::tokens::{self, TokensFile};
 use crate::config::{Config, Effective, Flags};
@@ -53,12 +53,7 @@ impl Reloader {
     /// # Errors
     /// The thread cannot be created.
     pub fn run(mut self) -> io::Result<()> {
-        let thread = std::thread::Builder::new().name("millrace-reload".to_owned());
-        let reload = move || {
-            let _or_at_the_usual_one = rustix::process::setpriority_process(None, NICE);
-            while self.reload_next() {}
-        };
-        thread.spawn(reload).map(drop)
+        background::spawn("millrace-reload", move || while self.reload_next() {})
     }
 
     /// Waits for a signal or the next look at the files. `false` once no signal can come.
@@ -110,9 +105,6 @@ impl Reloader {
         }
     }
 }
-
-/// The `nice` value of the thread: about a tenth of a CPU that a core keeps busy.
-const NICE: i32 = 10;
 
 /// The only setting that can change without a restart. (`TOKENS_FILE`, `ADMIN_TOKEN_FILE` and the
 /// `TLS_` settings name files that are read again.)

@@ -220,7 +220,8 @@ impl BundleReader {
 }
 
 impl<R: Read> BundleReader<R> {
-    fn new(file: R, length: u64) -> BundleReader<R> {
+    /// Reads a file of `length` bytes.
+    pub fn new(file: R, length: u64) -> BundleReader<R> {
         let input = BufReader::with_capacity(BUFFER_BYTES, file);
         BundleReader { input, at: 0, length, ended: false }
     }

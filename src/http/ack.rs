@@ -77,7 +77,7 @@ pub(super) async fn wait_until_spooled(
     ack_timeout: Duration,
     stop: &Stop,
 ) -> Answer {
-    let since = rt::now();
+    let since = rt::turn_now();
     let ended = &stop.uploads_ended;
     // Nearly every request is answered long before `ACK_TIMEOUT`, so it sets no timer at first.
     let mut result = None;

@@ -25,7 +25,7 @@ use super::chunk::ChunkError;
 use super::fields::{Fields, KnownField};
 use super::parse::SMALL_BODY_BYTES;
 use super::phase::ConnState;
-use super::split::LargeTurn;
+use super::split::{LargeTurn, NoTurn};
 use crate::budget::ChargedBytes;
 use crate::coding::Coding;
 use crate::rt;
@@ -180,6 +180,13 @@ impl BodyReader {
     ) -> Result<ChargedBytes, BodyError> {
         self.large.decode(&self.memory, raw, coding, self.length_max).await
     }
+}
+
+/// A body that was read as a whole.
+pub(super) struct ReadBody<'a> {
+    pub(super) bytes: ChargedBytes,
+    /// What came of its wait for a turn among the large bodies, if it had one.
+    pub(super) turn: Option<Result<LargeTurn<'a>, NoTurn>>,
 }
 
 /// A body that is being received. When this is dropped, it is not any longer, and what has arrived

@@ -24,7 +24,7 @@
 //! Only of peers with equally many connections, 3 compares no more than [`TIED_PEERS_MAX`] at a
 //! time; they take turns, so that none of them pays for the others.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::time::{Duration, Instant};
 
@@ -71,10 +71,11 @@ pub(super) struct ConnActivity {
 }
 
 /// The open connections of one core in the order in which they give way. They are known by their
-/// numbers, which ascend with the time of accept.
+/// numbers, which ascend with the time of accept. All lists grow in steps: a table that doubles
+/// leaves memory behind.
 #[derive(Default)]
 pub(super) struct EvictionOrder {
-    filed: HashMap<u64, Filed>,
+    filed: BTreeMap<u64, Filed>,
     /// Those that have never begun a request.
     never_sent: BTreeSet<u64>,
     /// Those that linger, by the time since when.
@@ -86,7 +87,7 @@ pub(super) struct EvictionOrder {
     /// Those of `by_time` whose first head may be incomplete, by the time since when.
     first_heads: BTreeSet<(Instant, u64)>,
     /// The peers of open connections: no more than there are connections.
-    peers: HashMap<Peer, PeerConns>,
+    peers: BTreeMap<Peer, PeerConns>,
     by_count: BTreeSet<(usize, Peer)>,
     /// The last of the tied peers that were compared; the next ones follow it.
     last_tied: Option<Peer>,
@@ -360,9 +361,8 @@ fn earlier(a: Option<(Instant, u64)>, b: Option<(Instant, u64)>) -> Option<(Inst
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
+    use crate::alloc::largest::{PIECE_BYTES_MAX, largest_in};
     use crate::rt::Rng;
     use EvictionReason::{BusiestPeer, FirstHead, Lingering, LongestIdle, NeverSent};
 
@@ -566,5 +566,20 @@ mod tests {
         order.remove(count - 1);
         looks.take();
         assert_eq!(order.choose(now + IDLE_LEAST / 2, |_| panic!("a look")), Choice::Nobody);
+    }
+
+    #[test]
+    fn the_lists_of_many_connections_are_in_small_pieces() {
+        for peers in [1, 100, 10_000_u32] {
+            let largest = largest_in(|| {
+                let (mut order, now) = (EvictionOrder::default(), crate::rt::now());
+                for number in 0..10_000 {
+                    let peer = Peer::of((number % peers).to_be_bytes().into());
+                    order.add(number.into(), peer);
+                    order.file(number.into(), now, number % 2 == 0);
+                }
+            });
+            assert!(largest <= PIECE_BYTES_MAX, "{peers} peers: {largest}");
+        }
     }
 }

@@ -56,6 +56,13 @@ const UNSENT_BYTES_MAX: usize = 6 << 10;
 /// Largest buffer for answers that is kept for the connection that writes the next ones.
 const ROOM_KEPT: usize = 2 * UNSENT_BYTES_MAX;
 
+/// How a connection of HTTP/2 begins. hyper gives no answer to it if it has come as a whole, whether
+/// or not its head was in pieces.
+const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Length of what looks like a head in it.
+const H2_PREFACE_HEAD: usize = 18;
+
 /// How the fast path's part of a connection ended.
 pub(super) enum FastEnd {
     Conn(ConnEnd),
@@ -106,8 +113,9 @@ enum Served<'a> {
 /// Serves requests until the connection ends or hyper must go on.
 pub(super) async fn serve(conn: Conn<'_>, alarm: &mut Alarm) -> FastEnd {
     let mut wire = WireState::default();
+    let mut clock = None;
     loop {
-        let next = poll_fn(|cx| conn.poll_requests(cx, &mut wire, alarm)).await;
+        let next = poll_fn(|cx| conn.poll_requests(cx, &mut wire, alarm, clock.take())).await;
         let mut waits = match next {
             FastStep::End(end) => return end,
             FastStep::Wait(waits) => waits,
@@ -119,7 +127,7 @@ pub(super) async fn serve(conn: Conn<'_>, alarm: &mut Alarm) -> FastEnd {
             waits.as_mut().poll(cx).map(Ok)
         });
         match conn.watch(alarm, work).await {
-            Ok(Ok(waited)) => drop(conn.reply(waited, &mut wire)),
+            Ok(Ok(waited)) => clock = Some(conn.reply(waited, &mut wire)),
             Ok(Err(error)) => return FastEnd::Conn(conn.failed(&error)),
             Err(end) => return FastEnd::Conn(end),
         }
@@ -128,15 +136,16 @@ pub(super) async fn serve(conn: Conn<'_>, alarm: &mut Alarm) -> FastEnd {
 
 impl<'a> Conn<'a> {
     /// Serves what has arrived, sends the answers, and keeps the deadlines of what has not arrived.
+    /// `clock` is the time of an answer that was written just now.
     fn poll_requests(
         self,
         cx: &mut Context<'_>,
         wire: &mut WireState,
         alarm: &mut Alarm,
+        mut clock: Option<Instant>,
     ) -> Poll<FastStep<'a>> {
         let Conn { server, state, listed, stream } = self;
         state.keep_waker(cx);
-        let mut clock = None;
         let served = match self.serve_arrived(cx, wire, &mut clock) {
             Ok(served) => served,
             Err(error) => return Poll::Ready(FastStep::End(FastEnd::Conn(self.failed(&error)))),
@@ -277,6 +286,13 @@ impl<'a> Conn<'a> {
         };
         let Some((served, taken)) = served else {
             wire.held = whole;
+            if wire.held == H2_PREFACE[..H2_PREFACE_HEAD] {
+                let rest = &received[..received.len().min(H2_PREFACE.len() - H2_PREFACE_HEAD)];
+                let taken = rest.len();
+                hold(&mut wire.held, rest);
+                received.take(taken);
+                self.state.tally.received_more(taken);
+            }
             return Served::ForHyper;
         };
         received.take(taken);

@@ -6,6 +6,11 @@
 //! announced, and before bytes are written to it; the announced length only says where it need not
 //! grow further.
 //!
+//! A core works on one large body at a time. One whose bytes are all in the kernel waits there for
+//! its turn, and is then received and parsed in one go, while it is in the cache: received side by
+//! side and parsed one after another, bodies had left it. What is not there yet is received as it
+//! comes and without a turn, so nobody ever waits for a slow client.
+//!
 //! Deadlines, eviction and the pace are judged by the connection, as for a body that hyper reads:
 //! meanwhile the bytes are in the connection's state, where
 //! [`BodyMemory`](super::body_memory::BodyMemory) can take them away.
@@ -14,10 +19,11 @@ use std::future::poll_fn;
 use std::io;
 use std::task::{Context, Poll, ready};
 
-use super::body::{BodyError, BodyReader, Receiving};
+use super::body::{BodyError, BodyReader, ReadBody, Receiving};
 use super::client_stream::ClientStream;
+use super::parse::SMALL_BODY_BYTES;
 use super::phase::ConnState;
-use crate::budget::ChargedBytes;
+use super::split::LargeLine;
 use crate::net::BUFFER_BYTES;
 use crate::rt;
 
@@ -25,28 +31,46 @@ use crate::rt;
 /// holds. Fewer are cheaper to copy than to ask for.
 const OWN_LEAST: usize = BUFFER_BYTES;
 
-/// Most bytes that are received before other tasks run, and that memory is charged for at a time:
-/// 15 µs of copying in the kernel.
-const OWN_MOST: usize = 128 << 10;
+/// Most bytes that are received by one call, after which other tasks may run: 30 to 60 µs of copying
+/// in the kernel.
+const OWN_MOST: usize = 256 << 10;
 
 impl BodyReader {
     /// Receives a body of `length` bytes, none of which was read with the head. Reads nothing behind
-    /// the body.
+    /// the body. A large one may wait in `line`; whatever comes of that, all of it is read.
     ///
     /// # Errors
     /// [`BodyError::TooLarge`], before anything is read; [`BodyError::MemoryExhausted`];
     /// [`BodyError::Evicted`]; [`BodyError::Disconnected`] if the client closes before the end.
     /// Nothing stays charged.
-    pub(super) async fn receive(
+    pub(super) async fn receive<'a>(
         &self,
         state: &ConnState,
         stream: &ClientStream,
         length: usize,
-    ) -> Result<ChargedBytes, BodyError> {
+        line: LargeLine<'a>,
+    ) -> Result<ReadBody<'a>, BodyError> {
         self.check_announced(Some(length as u64))?;
         let receiving = Receiving::begin(&self.memory, state, self.memory.buffer(length)?);
-        while state.body.received.get() < length {
-            if self.receive_waiting(state, stream)? {
+        let mut turn = None;
+        loop {
+            let missing = length - state.body.received.get();
+            if missing == 0 {
+                break;
+            }
+            // A small rest is not asked for unless it belongs to a large body.
+            let is_large = length > SMALL_BODY_BYTES;
+            let waiting = if is_large || missing >= OWN_LEAST { stream.waiting() } else { 0 };
+            if is_large && waiting >= missing {
+                // The client has done its part, so neither its deadlines nor an eviction end this.
+                state.body.held().ok_or(BodyError::Evicted)?;
+                state.body_is_whole();
+                self.memory.body_ended(state);
+                turn = Some(line.turn().await);
+                self.receive_rest(state, stream, length).await?;
+                break;
+            }
+            if waiting >= OWN_LEAST && self.receive_waiting(state, stream, waiting)? > 0 {
                 rt::yield_now().await;
             } else {
                 poll_fn(|cx| self.poll_delivered(cx, state, stream)).await?;
@@ -54,26 +78,49 @@ impl BodyReader {
         }
         let mut bytes = receiving.end()?;
         bytes.shrink();
-        Ok(bytes)
+        Ok(ReadBody { bytes, turn })
     }
 
-    /// Receives what waits in the kernel into the body's memory. False if that is too little.
-    fn receive_waiting(&self, state: &ConnState, stream: &ClientStream) -> Result<bool, BodyError> {
+    /// Receives the rest of a body, all of which waits in the kernel, into memory that is charged and
+    /// allocated at once.
+    async fn receive_rest(
+        &self,
+        state: &ConnState,
+        stream: &ClientStream,
+        length: usize,
+    ) -> Result<(), BodyError> {
+        loop {
+            let missing = length - state.body.received.get();
+            if self.receive_waiting(state, stream, missing)? == 0 {
+                // An error, which is told at once: bytes that wait do not go away.
+                poll_fn(|cx| self.poll_delivered(cx, state, stream)).await?;
+            }
+            if state.body.received.get() == length {
+                return Ok(());
+            }
+            if rt::look_is_due() {
+                rt::yield_now().await;
+            }
+        }
+    }
+
+    /// Receives up to [`OWN_MOST`] of the `waiting` bytes of the kernel into the body's memory, which
+    /// gets room for as many as are of this body. Returns how many.
+    fn receive_waiting(
+        &self,
+        state: &ConnState,
+        stream: &ClientStream,
+        waiting: usize,
+    ) -> Result<usize, BodyError> {
         let mut bytes = state.body.bytes.borrow_mut();
         let bytes = bytes.as_mut().ok_or(BodyError::Evicted)?;
-        if bytes.room() < OWN_LEAST {
-            return Ok(false);
-        }
-        let waiting = stream.waiting();
-        if waiting < OWN_LEAST {
-            return Ok(false);
-        }
-        let most = waiting.min(OWN_MOST).min(bytes.room());
-        self.memory.make_room_for(bytes, most, Some(state))?;
+        let wanted = waiting.min(bytes.room());
+        self.memory.make_room_for(bytes, wanted, Some(state))?;
+        let most = wanted.min(OWN_MOST);
         let received = bytes.append_with(most, |bytes| stream.receive_waiting(bytes, most));
         state.tally.received_more(received);
         state.body.received.set(bytes.as_slice().len());
-        Ok(received > 0)
+        Ok(received)
     }
 
     /// Waits for a buffer of the pool, and copies what it holds of the body: at least a byte.
@@ -116,6 +163,7 @@ fn ended(error: Option<io::Error>) -> BodyError {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
     use std::io::Write as _;
     use std::net::{TcpListener, TcpStream};
     use std::rc::Rc;
@@ -124,9 +172,10 @@ mod tests {
     use futures_lite::future::poll_once;
 
     use super::*;
-    use crate::budget::BODY_PADDING;
+    use crate::budget::{BODY_PADDING, ChargedBytes};
     use crate::http::body_memory::BodyMemory;
-    use crate::http::phase::BodyEnd;
+    use crate::http::phase::{BodyEnd, ConnPhase};
+    use crate::http::split::{BodySplitter, NoTurn};
     use crate::metrics::CoreCells;
     use crate::net::Net;
 
@@ -142,6 +191,8 @@ mod tests {
     impl Conn {
         fn new(net: &Rc<Net>) -> Conn {
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            // Room for all of a body of `IN_KERNEL`, as a connection has that has been in use.
+            socket2::SockRef::from(&listener).set_recv_buffer_size(1 << 20).unwrap();
             let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
             client.set_nodelay(true).unwrap();
             let ours = listener.accept().unwrap().0;
@@ -150,6 +201,16 @@ mod tests {
             let state = ConnState::new(&stream);
             state.body_begins(rt::now());
             Conn { state, stream, client }
+        }
+
+        /// Sends `bytes` and waits until all of them are in the kernel.
+        fn send_to_kernel(&self, bytes: &[u8]) {
+            (&self.client).write_all(bytes).unwrap();
+            let began = rt::now();
+            while self.stream.waiting() < bytes.len() {
+                assert!(rt::since(began) < Duration::from_secs(10), "{}", self.stream.waiting());
+                std::thread::sleep(Duration::from_millis(1));
+            }
         }
 
         /// Reads what is behind the body, up to the client's end.
@@ -170,6 +231,24 @@ mod tests {
     fn reader(max: usize) -> (BodyReader, &'static CoreCells) {
         let cells = &crate::metrics::cells(1)[0];
         (BodyReader::new(BodyMemory::new(max, LENGTH_MAX, cells), LENGTH_MAX), cells)
+    }
+
+    fn splitter(cells: &'static CoreCells) -> BodySplitter {
+        BodySplitter::new(usize::MAX, cells)
+    }
+
+    /// Receives a body that no other one keeps from its turn.
+    async fn alone(
+        reader: &BodyReader,
+        state: &ConnState,
+        stream: &ClientStream,
+        length: usize,
+    ) -> Result<ChargedBytes, BodyError> {
+        let splitter = splitter(&crate::metrics::cells(1)[0]);
+        let closed = Cell::new(false);
+        let read = reader.receive(state, stream, length, splitter.large_line(&closed)).await?;
+        assert!(read.turn.is_none_or(|turn| turn.is_ok() && length > SMALL_BODY_BYTES));
+        Ok(read.bytes)
     }
 
     fn body(length: usize, seed: u64) -> Vec<u8> {
@@ -219,7 +298,7 @@ mod tests {
                 let conn = Conn::new(&net);
                 let (whole, seed) = (body(length, rng.u64(..)), rng.u64(..));
                 let sender = send(&conn.client, [&whole[..], b"NEXT"].concat(), seed);
-                let received = reader.receive(&conn.state, &conn.stream, length).await;
+                let received = alone(&reader, &conn.state, &conn.stream, length).await;
                 let mut received = received.unwrap();
                 assert!(received.as_slice() == whole, "seed {seed}: {length} bytes");
                 assert_eq!(cells.body_bytes.value(), received.retained() as u64);
@@ -249,11 +328,11 @@ mod tests {
                 assert_eq!(received.as_slice(), whole);
                 assert_eq!(received.retained(), length + BODY_PADDING);
             }
-            let nothing = reader.receive(&conn.state, &conn.stream, 0);
+            let nothing = alone(&reader, &conn.state, &conn.stream, 0);
             let nothing = poll_once(nothing).await.expect("it is here").unwrap();
             assert_eq!(nothing.as_slice(), b"");
             drop(nothing);
-            let too_long = reader.receive(&conn.state, &conn.stream, LENGTH_MAX + 1);
+            let too_long = alone(&reader, &conn.state, &conn.stream, LENGTH_MAX + 1);
             assert_eq!(too_long.await.err(), Some(BodyError::TooLarge { max: LENGTH_MAX }));
             assert_eq!(cells.body_bytes.value(), 0);
         });
@@ -266,7 +345,7 @@ mod tests {
         rt::run_test(async {
             let mut conn = Conn::new(&Net::here().unwrap());
             let state = conn.state.clone();
-            let mut receiving = Box::pin(reader.receive(&state, &conn.stream, LENGTH_MAX));
+            let mut receiving = Box::pin(alone(&reader, &state, &conn.stream, LENGTH_MAX));
             let mut sent = 0;
             for piece in [0, 10, 5_000, 50_000, 20_000, 300_000, 1_000_000, 3_000_000] {
                 conn.client.set_nonblocking(true).unwrap();
@@ -304,7 +383,7 @@ mod tests {
                         socket2::SockRef::from(&client).set_linger(at_once).unwrap();
                     }
                 });
-                let received = reader.receive(&state, &stream, 1_000_000).await;
+                let received = alone(&reader, &state, &stream, 1_000_000).await;
                 closing.join().unwrap();
                 let error = received.err().expect("it is not complete");
                 assert!(matches!(error, BodyError::Disconnected(_)), "{error:?}");
@@ -323,7 +402,7 @@ mod tests {
             let stalled = Conn::new(&net);
             let state = stalled.state.clone();
             let sender = send(&stalled.client, body(LENGTH - 1, 3), 3);
-            let mut receiving = Box::pin(reader.receive(&state, &stalled.stream, LENGTH));
+            let mut receiving = Box::pin(alone(&reader, &state, &stalled.stream, LENGTH));
             while state.body.received.get() < LENGTH - 1 {
                 assert!(poll_once(&mut receiving).await.is_none());
                 reader.memory.body_waits(&state, rt::now());
@@ -335,7 +414,7 @@ mod tests {
             // Its memory is needed.
             let other = Conn::new(&net);
             let sender = send(&other.client, body(LENGTH, 4), 4);
-            let received = reader.receive(&other.state, &other.stream, LENGTH).await.unwrap();
+            let received = alone(&reader, &other.state, &other.stream, LENGTH).await.unwrap();
             assert_eq!(received.as_slice(), body(LENGTH, 4));
             assert!(sender.join().unwrap());
             assert_eq!(cells.bodies_evicted.value(), 1);
@@ -345,6 +424,139 @@ mod tests {
             assert_eq!(receiving.await.err(), Some(BodyError::Evicted));
             drop((held, received));
             assert_eq!(cells.body_bytes.value(), 0);
+        });
+    }
+
+    /// A body that is received beside others, and the right to the splitter that it waits for.
+    struct InLine {
+        reader: BodyReader,
+        cells: &'static CoreCells,
+        splitter: BodySplitter,
+        closed: Cell<bool>,
+    }
+
+    /// Length of a large body.
+    const IN_KERNEL: usize = 80_000;
+
+    impl InLine {
+        fn new() -> InLine {
+            let (reader, cells) = reader(64 << 20);
+            let closed = Cell::new(false);
+            InLine { reader, cells, splitter: splitter(cells), closed }
+        }
+
+        async fn receive<'a>(&'a self, conn: &Conn) -> Result<ReadBody<'a>, BodyError> {
+            let line = self.splitter.large_line(&self.closed);
+            self.reader.receive(&conn.state, &conn.stream, IN_KERNEL, line).await
+        }
+    }
+
+    #[test]
+    fn bodies_that_are_in_the_kernel_wait_there_for_their_turn() {
+        let line = InLine::new();
+        rt::run_test(async {
+            let net = Net::here().unwrap();
+            let conns = [0; 3].map(|_| Conn::new(&net));
+            let before = line.splitter.large_turn(&line.closed).await.unwrap();
+            let mut receiving = Vec::new();
+            for (number, conn) in (0..).zip(&conns) {
+                conn.send_to_kernel(&body(IN_KERNEL, number));
+                let mut received = Box::pin(line.receive(conn));
+                assert!(poll_once(&mut received).await.is_none(), "it is not its turn");
+                assert_eq!(line.cells.large_body_waiters.value(), number + 1);
+                assert_eq!(conn.state.body.received.get(), 0);
+                // Nobody waits for its client any longer, nor may it lose what it has.
+                assert_eq!(conn.state.phase.get(), ConnPhase::Working);
+                assert!(conn.state.body.listed.get().is_none());
+                receiving.push(received);
+            }
+            for _ in 0..3 {
+                for received in &mut receiving {
+                    assert!(poll_once(received).await.is_none(), "it is not its turn");
+                }
+            }
+            drop(before);
+            for (number, mut received) in (0..).zip(receiving) {
+                let read = poll_once(&mut received).await.expect("it has its turn").unwrap();
+                assert!(read.bytes.as_slice() == body(IN_KERNEL, number));
+                assert!(matches!(read.turn, Some(Ok(_))));
+                assert_eq!(read.bytes.retained(), IN_KERNEL + BODY_PADDING);
+            }
+            assert_eq!(line.cells.body_bytes.value(), 0);
+            assert_eq!(line.cells.large_body_waiters.value(), 0);
+        });
+    }
+
+    #[test]
+    fn a_slow_client_has_no_turn_that_others_wait_for() {
+        let line = InLine::new();
+        rt::run_test(async {
+            let net = Net::here().unwrap();
+            let [slow, whole] = [0; 2].map(|_| Conn::new(&net));
+            let sender = send(&slow.client, body(IN_KERNEL - 1, 1), 1);
+            let mut slowly = Box::pin(line.receive(&slow));
+            while slow.state.body.received.get() < IN_KERNEL - 1 {
+                assert!(poll_once(&mut slowly).await.is_none());
+                rt::yield_now().await;
+            }
+            assert!(sender.join().unwrap());
+            assert_eq!(slow.state.phase.get(), ConnPhase::Body, "its client is waited for");
+            for seed in 0..3 {
+                whole.send_to_kernel(&body(IN_KERNEL, seed));
+                whole.state.body_begins(rt::now());
+                let read = poll_once(line.receive(&whole)).await.expect("nobody has the turn");
+                let read = read.unwrap();
+                assert!(matches!(read.turn, Some(Ok(_))));
+                assert!(read.bytes.as_slice() == body(IN_KERNEL, seed));
+                assert!(poll_once(&mut slowly).await.is_none());
+            }
+            (&slow.client).write_all(b"}").unwrap();
+            assert_eq!(slowly.await.unwrap().bytes.as_slice().len(), IN_KERNEL);
+        });
+    }
+
+    #[test]
+    fn a_body_without_a_turn_is_read_all_the_same() {
+        let line = InLine::new();
+        rt::run_test(async {
+            let net = Net::here().unwrap();
+            let _others = line.splitter.large_turn(&line.closed).await.unwrap();
+            for expected in [NoTurn::Late, NoTurn::Closed] {
+                let conn = Conn::new(&net);
+                conn.send_to_kernel(&[&body(IN_KERNEL, 1)[..], b"NEXT"].concat());
+                let mut received = Box::pin(line.receive(&conn));
+                assert!(poll_once(&mut received).await.is_none(), "others have the turn");
+                line.closed.set(expected == NoTurn::Closed);
+                let read = received.await.unwrap();
+                assert_eq!(read.turn.map(|turn| turn.err()), Some(Some(expected)));
+                assert!(read.bytes.as_slice() == body(IN_KERNEL, 1));
+                conn.client.shutdown(std::net::Shutdown::Write).unwrap();
+                assert_eq!(conn.rest().await, b"NEXT");
+            }
+        });
+    }
+
+    /// What has come of it by then is a whole body, and counts.
+    #[test]
+    fn a_client_that_resets_in_the_line_keeps_nobody_from_a_turn() {
+        let line = InLine::new();
+        rt::run_test(async {
+            let net = Net::here().unwrap();
+            let before = line.splitter.large_turn(&line.closed).await.unwrap();
+            let conn = Conn::new(&net);
+            conn.send_to_kernel(&body(IN_KERNEL, 1));
+            let Conn { state, stream, client } = conn;
+            let large_line = line.splitter.large_line(&line.closed);
+            let mut received =
+                Box::pin(line.reader.receive(&state, &stream, IN_KERNEL, large_line));
+            assert!(poll_once(&mut received).await.is_none(), "it is not its turn");
+            socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+            drop((client, before));
+            let read = poll_once(&mut received).await.expect("it has its turn").unwrap();
+            assert!(read.bytes.as_slice() == body(IN_KERNEL, 1));
+            drop(read);
+            assert_eq!(line.cells.body_bytes.value(), 0);
+            assert!(line.splitter.large_turn(&line.closed).await.is_ok());
         });
     }
 
@@ -366,7 +578,7 @@ mod tests {
                     let _sender = send(&client, body(length, seed), seed);
                     let reader = reader.clone();
                     let task = rt::spawn(async move {
-                        let received = reader.receive(&state, &stream, length).await;
+                        let received = alone(&reader, &state, &stream, length).await;
                         assert!(received.unwrap().as_slice() == body(length, seed), "seed {seed}");
                         drop(client);
                     });

@@ -1,7 +1,7 @@
 //! State that the connections of one core share.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -63,7 +63,7 @@ pub struct Conns {
     /// busy listener takes no more than every second slot from another one.
     slot_turns: Turns,
     closed: Cell<bool>,
-    open: RefCell<HashMap<u64, Rc<ConnState>>>,
+    open: RefCell<BTreeMap<u64, Rc<ConnState>>>,
     order: RefCell<EvictionOrder>,
     next: Cell<u64>,
     /// Listeners that are open.

@@ -86,6 +86,11 @@ impl BodySplitter {
         strictly_within(LARGE_WAIT_MAX, future::or(closed, turn), || Err(NoTurn::Late)).await
     }
 
+    /// The line in which large bodies wait for [`BodySplitter::large_turn`].
+    pub fn large_line<'a>(&'a self, closed: &'a Cell<bool>) -> LargeLine<'a> {
+        LargeLine { splitter: self, closed }
+    }
+
     /// Splits a body of any length in slices. The turn ends when the spans are dropped.
     ///
     /// # Errors
@@ -146,6 +151,20 @@ impl Drop for Waiting {
 
 /// The right to work on a large body; the next one waits until it is dropped.
 pub struct LargeTurn<'a>(#[expect(dead_code, reason = "dropped")] Turn<'a>);
+
+/// Where a large body can wait for its turn.
+#[derive(Clone, Copy)]
+pub struct LargeLine<'a> {
+    splitter: &'a BodySplitter,
+    closed: &'a Cell<bool>,
+}
+
+impl<'a> LargeLine<'a> {
+    /// As [`BodySplitter::large_turn`].
+    pub async fn turn(self) -> Result<LargeTurn<'a>, NoTurn> {
+        self.splitter.large_turn(self.closed).await
+    }
+}
 
 /// The spans of a large body. No other one is split until they are dropped.
 pub struct LargeSpans<'a> {

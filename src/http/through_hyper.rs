@@ -16,7 +16,7 @@ use hyper::rt as hyper_rt;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 
-use super::body::{BodyError, BodyReader};
+use super::body::{BodyError, BodyReader, ReadBody};
 use super::client_stream::ClientStream;
 use super::conn::{Conn, ConnEnd};
 use super::fields::HeadView;
@@ -27,7 +27,7 @@ use super::reply::Answer;
 use super::request::waiting::{BodySource, process};
 use super::request::{Handling, Wanted, route, wrong_route};
 use super::server::Server;
-use crate::budget::ChargedBytes;
+use super::split::LargeLine;
 use crate::deadline::Alarm;
 use crate::http::HEAD_BYTES_MAX;
 use crate::metrics::tokens::TokenId;
@@ -149,8 +149,14 @@ impl BodySource for &mut Incoming {
         self.is_end_stream()
     }
 
-    async fn read(self, bodies: &BodyReader, state: &ConnState) -> Result<ChargedBytes, BodyError> {
-        bodies.read(state, self).await
+    async fn read<'a>(
+        self,
+        bodies: &BodyReader,
+        state: &ConnState,
+        _: LargeLine<'a>,
+    ) -> Result<ReadBody<'a>, BodyError> {
+        let bytes = bodies.read(state, self).await?;
+        Ok(ReadBody { bytes, turn: None })
     }
 
     async fn discard(self, bodies: &BodyReader, state: &ConnState) -> Result<(), BodyError> {

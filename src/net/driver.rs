@@ -53,6 +53,7 @@ impl Net {
         }
         // An error here is the ring's own; the core cannot go on without its sockets.
         if !enter(&mut ring).expect("the kernel keeps accepting a ring that it created") {
+            rt::looked(false);
             // What still finds no buffer is repeated, and not slept over.
             return !self.starved.borrow().is_empty();
         }
@@ -65,6 +66,7 @@ impl Net {
             self.completed(&mut ring, &mut sockets, completion);
             woken += usize::from(brings_work);
         }
+        rt::looked(woken > 0);
         true
     }
 

@@ -51,6 +51,9 @@ pub const BUFFERS: u16 = 256;
 const GROUP: u16 = 0;
 /// `IORING_RECVSEND_POLL_FIRST`: waits for the socket without trying to receive first.
 const POLL_FIRST: u16 = 1;
+/// Sockets whose lent memory is listed together. A list of all that doubles would leave as much memory
+/// behind that is of use to nobody else.
+const LENT_STEP: usize = 64;
 /// How long a ring that is dropped waits for cancelled operations to complete.
 const CANCEL_WAIT_MAX: Duration = Duration::from_millis(100);
 
@@ -196,8 +199,9 @@ enum Lent {
 pub struct Ring {
     uring: ManuallyDrop<IoUring>,
     pool: ManuallyDrop<Pool>,
-    /// By socket token. A socket has at most one send or connect in flight.
-    lent: ManuallyDrop<Vec<Option<Lent>>>,
+    /// By socket token, in steps of [`LENT_STEP`]. A socket has at most one send or connect in flight.
+    #[expect(clippy::vec_box, reason = "a list of many places would leave large pieces behind")]
+    lent: ManuallyDrop<Vec<Box<[Option<Lent>; LENT_STEP]>>>,
     /// By file token: the buffer that is being written.
     written: ManuallyDrop<Vec<Option<DmaBuffer>>>,
     /// The eventfd that the kernel signals on completions, if enabled.
@@ -563,15 +567,17 @@ impl Ring {
     }
 
     fn lend(&mut self, token: usize, memory: Lent) {
-        if self.lent.len() <= token {
-            self.lent.resize_with(token + 1, || None);
+        while self.lent.len() * LENT_STEP <= token {
+            self.lent.push(Box::new([const { None }; LENT_STEP]));
         }
-        assert!(self.lent[token].is_none(), "one send or connect per token at a time");
-        self.lent[token] = Some(memory);
+        let lent = &mut self.lent[token / LENT_STEP][token % LENT_STEP];
+        assert!(lent.is_none(), "one send or connect per token at a time");
+        *lent = Some(memory);
     }
 
     fn take_back(&mut self, token: usize) -> Lent {
-        self.lent[token].take().expect("lent until the completion")
+        let lent = &mut self.lent[token / LENT_STEP][token % LENT_STEP];
+        lent.take().expect("lent until the completion")
     }
 
     /// # Safety

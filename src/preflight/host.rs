@@ -425,7 +425,7 @@ mod tests {
         expect(judge_cores(&[0, 1], Some(2.0)), Level::Ok, &["0-1"]);
         expect(judge_cores(&[3], None), Level::Ok, &["3"]);
         let wanted = limits().core_memory_bytes * 2;
-        expect(judge_memory(wanted, &limits(), 2), Level::Ok, &["2.0 GiB"]);
+        expect(judge_memory(wanted, &limits(), 2), Level::Ok, &["2.3 GiB"]);
         expect(judge_memory(wanted - 1, &limits(), 2), Level::Warn, &["MAX_QUEUE_BYTES"]);
     }
 }

@@ -4,7 +4,9 @@ use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 
 use super::{Finding, exposed};
-use crate::config::{AdminTokenSource, Config, Effective, ListenAddress, Networks, StoreUrl};
+use crate::config::{
+    AdminTokenSource, Config, Effective, ListenAddress, Networks, SettingValue, StoreUrl,
+};
 use crate::http::accept;
 use crate::http::tokens::{TokenPlaces, TokenSet};
 use crate::metrics::tokens::TokenNames;
@@ -124,8 +126,8 @@ pub(super) fn trusted_networks(config: &Config) -> Vec<Finding> {
     findings
 }
 
-/// `MILLRACE_*` variables that are not settings, and a TOML file with a secret that others may
-/// read.
+/// `MILLRACE_*` variables that are not settings, secrets whose variable may belong to another
+/// program, and a TOML file with a secret that others may read.
 pub fn environment(effective: &Effective) -> Vec<Finding> {
     let remedy =
         "correct or unset them; ignore this if Kubernetes adds them for a service of this name";
@@ -133,7 +135,16 @@ pub fn environment(effective: &Effective) -> Vec<Finding> {
     let unknown = unknown.map(|names| Finding::warn("environment", names, remedy));
     let file = effective.file_with_secrets();
     let exposed = file.and_then(|file| exposed::secret_file("config file", file));
-    unknown.into_iter().chain(exposed).collect()
+    let is_foreign = |value: &&SettingValue| value.setting.is_secret && value.may_be_foreign();
+    let foreign = effective.changed().filter(is_foreign).map(|SettingValue { setting, .. }| {
+        let (name, env) = (setting.name, setting.env());
+        Finding::warn(
+            name,
+            format!("environment variable {name} may belong to another program"),
+            format!("set {env} instead, even to nothing: then {name} is ignored"),
+        )
+    });
+    unknown.into_iter().chain(foreign).chain(exposed).collect()
 }
 
 /// `ADMIN_TOKEN_FILE`, if there is one.

@@ -1,6 +1,7 @@
 use super::*;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 /// What only this module may name in code that is not a test, and …
 const RT_ONLY: [&str; 5] =
@@ -117,12 +118,26 @@ fn blocking_work_counts_as_a_foreign_wait() {
 fn an_executor_is_idle_when_no_other_task_is_ready() {
     run_test(async {
         assert!(is_idle().await);
-        let busy = spawn(async {
+        let polls = Rc::new(Cell::new(0));
+        let counter = polls.clone();
+        let busy = spawn(async move {
             loop {
+                counter.set(counter.get() + 1);
                 yield_now().await;
             }
         });
-        assert!(!is_idle().await);
+        for _ in 0..3 {
+            let before = polls.get();
+            assert!(!is_idle().await);
+            assert_eq!(polls.get() - before, 1, "it runs once in between");
+        }
+        // Behind a look that has brought work, its tasks run as well.
+        for (brought_work, runs) in [(false, 1), (true, 2)] {
+            looked(brought_work);
+            let before = polls.get();
+            yield_to_requests().await;
+            assert_eq!(polls.get() - before, runs);
+        }
         busy.cancel().await;
         assert!(is_idle().await);
     });

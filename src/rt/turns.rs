@@ -20,6 +20,11 @@
 //! itself between two polls cannot be told from a pause. And how late the kernel ends a sleep is not
 //! known here. `Net::turn_now` is no look: tasks that wait go on waiting.
 //!
+//! How long the thread ran in a long turn ([`LongTurn::ran`]) comes from a CPU clock that is read
+//! every millisecond, but not while the driver sleeps. So in a turn that began in a sleep the CPU
+//! time of the short turns before it in that sleep is included, and as much of the time in which the
+//! thread did not run is missed.
+//!
 //! Every task has a [`TaskKind`]. Beginning and end of each of its polls read the CPU's counter of
 //! ticks, so that a long turn can be attributed, and a turn that began while the driver slept be
 //! measured without a clock read.
@@ -102,6 +107,8 @@ struct CurrentTurn {
     began_tick: Cell<u64>,
     /// Whether the driver sleeps, naps or does not exist.
     asleep: Cell<bool>,
+    /// Whether the last look has woken tasks for something new.
+    brought_work: Cell<bool>,
     /// What has been polled in this turn.
     polled: Cell<Polled>,
     /// Whose time passes now: the runtime's between two polls.
@@ -148,6 +155,7 @@ thread_local! {
             before: Cell::new(Duration::ZERO),
             began_tick: Cell::new(0),
             asleep: Cell::new(true),
+            brought_work: Cell::new(false),
             polled: Cell::new(Polled::Nothing),
             running: Cell::new(TaskKind::Runtime),
             attributed: Cell::new(0),
@@ -238,6 +246,25 @@ pub fn look_is_due() -> bool {
     TURN.with(|turn| turn.asleep.get() || turn.is_old(ticks()))
 }
 
+/// To be called in each look at the sockets: whether it has woken tasks for something new.
+#[inline]
+pub fn looked(brought_work: bool) {
+    TURN.with(|turn| turn.brought_work.set(brought_work));
+}
+
+/// Whether the last look at the sockets has woken tasks for something new. They run behind those that
+/// were ready before.
+#[inline]
+pub fn look_brought_work() -> bool {
+    TURN.with(|turn| turn.brought_work.get())
+}
+
+/// How many polls have begun in this turn, or since the executor has started if there are no turns.
+pub(super) fn polls() -> u32 {
+    let count = |polls: u32, spent: &Spent| polls.wrapping_add(spent.polls.get());
+    TURN.with(|turn| turn.spent.iter().fold(0, count))
+}
+
 /// Reports the turns of this thread to `observer` from now on.
 pub fn observe_turns(observer: &'static dyn TurnObserver) {
     TURN.with(|turn| turn.observer.set(Some(observer)));
@@ -250,6 +277,7 @@ pub(super) fn reset() {
         turn.observer.set(None);
         turn.since.set(None);
         turn.asleep.set(true);
+        turn.brought_work.set(false);
         turn.running.set(TaskKind::Runtime);
         turn.cpu.set(None);
         turn.clear();
@@ -316,7 +344,9 @@ impl CurrentTurn {
         if self.asleep.replace(true) {
             return;
         }
-        if self.polled.get() > Polled::Nothing {
+        // Only the driver's own poll may have run since the last look, and taken long: with a second
+        // look, say.
+        if self.polled.get() > Polled::Nothing || self.is_old(ticks()) {
             let now = super::now();
             self.ended(now);
             self.since.set(Some(now));
@@ -454,8 +484,8 @@ impl CurrentTurn {
             && self.has_worked()
         {
             let ended = self.attributed.get().wrapping_sub(pause);
-            let lasted = ended.wrapping_sub(self.began_tick.get());
-            // It would have called the driver if it had been longer, so the measured rate will do.
+            // It would have called the driver if it had been longer.
+            let lasted = ended.wrapping_sub(self.began_tick.get()).min(self.short_ticks.get());
             observer.turn(SHORT.mul_f64(lasted as f64 / self.short_ticks.get() as f64));
         }
         self.forget();

@@ -18,7 +18,8 @@
 //! - on either, per executor: `tls`, [`proxies`] and `clock` (trust roots, which requests use a
 //!   proxy, the offset of the store's clock); [`dial`], `race` and `tunnel` (from a server's
 //!   address to a connected byte stream); `idle_pool` (idle connections of either client);
-//!   `masked` (what others say, without secrets); `credential_snapshot` and `client_state` (credentials, and how refusals are classified).
+//!   `masked` (what others say, without secrets); `credential_snapshot` and `client_state`
+//!   (credentials, and how refusals are classified).
 //! - the clients: [`direct`] (`S3_CLIENT=direct`, lean: PUT and nothing else), and [`sdk`] on
 //!   `aws-sdk-s3` with `connector` and `hyper_pool`, its bridge to this runtime. Control uses the
 //!   latter for the probe and for credential services.

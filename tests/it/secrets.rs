@@ -3,8 +3,9 @@
 //! Method: each secret of a scenario is a canary, a text that is nowhere else. The real binary goes
 //! through the doors below at every log level and in both formats; all that comes out is searched
 //! for every canary, also for its base64, its hex and its bytes in decimal, which is how `Debug`
-//! prints them. Where a canary must be (the objects, the payloads of dead letters, the spool), the
-//! test looks whether it is there, so that a canary that was never sent fails as well.
+//! prints them, and as JSON and URLs escape it. Where a canary must be (the objects, the payloads
+//! of dead letters, the spool), the test looks whether it is there, so that a canary that was never
+//! sent fails as well.
 //!
 //! | doors | where |
 //! |---|---|

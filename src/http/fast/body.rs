@@ -4,11 +4,11 @@ use std::future::poll_fn;
 use std::io;
 use std::task::{Context, Poll, ready};
 
-use crate::budget::ChargedBytes;
-use crate::http::body::{BodyError, BodyReader};
+use crate::http::body::{BodyError, BodyReader, ReadBody};
 use crate::http::client_stream::ClientStream;
 use crate::http::phase::ConnState;
 use crate::http::request::waiting::BodySource;
+use crate::http::split::LargeLine;
 
 /// A body that is still in the socket, or on its way.
 pub struct InSocket<'a> {
@@ -21,8 +21,13 @@ impl BodySource for InSocket<'_> {
         self.length == 0
     }
 
-    async fn read(self, bodies: &BodyReader, state: &ConnState) -> Result<ChargedBytes, BodyError> {
-        bodies.receive(state, self.stream, self.length).await
+    async fn read<'a>(
+        self,
+        bodies: &BodyReader,
+        state: &ConnState,
+        line: LargeLine<'a>,
+    ) -> Result<ReadBody<'a>, BodyError> {
+        bodies.receive(state, self.stream, self.length, line).await
     }
 
     async fn discard(self, _: &BodyReader, state: &ConnState) -> Result<(), BodyError> {

@@ -13,14 +13,14 @@ use crate::budget::ChargedBytes;
 use crate::coding::Coding;
 use crate::config::Ack;
 use crate::http::ack;
-use crate::http::body::{BodyError, BodyReader};
+use crate::http::body::{BodyError, BodyReader, ReadBody};
 use crate::http::meta::wrapped_spans;
 use crate::http::parse::{self, SMALL_BODY_BYTES};
 use crate::http::phase::{BodyEnd, ConnState};
 use crate::http::quotas::Judged;
 use crate::http::reply::Answer;
 use crate::http::server::Server;
-use crate::http::split::LargeTurn;
+use crate::http::split::{LargeLine, LargeTurn};
 use crate::metrics::tokens::TokenId;
 
 /// The body of a request that is still to be read.
@@ -28,8 +28,14 @@ pub(in crate::http) trait BodySource {
     /// It has no bytes.
     fn is_empty(&self) -> bool;
 
-    /// Reads all of it. Meanwhile the bytes are in `state`.
-    async fn read(self, bodies: &BodyReader, state: &ConnState) -> Result<ChargedBytes, BodyError>;
+    /// Reads all of it. Meanwhile the bytes are in `state`. One that is large may wait in `line` as
+    /// soon as the client need not be waited for.
+    async fn read<'a>(
+        self,
+        bodies: &BodyReader,
+        state: &ConnState,
+        line: LargeLine<'a>,
+    ) -> Result<ReadBody<'a>, BodyError>;
 
     /// Reads all of it and drops it. It is charged to nobody, so the caller bounds its length.
     async fn discard(self, bodies: &BodyReader, state: &ConnState) -> Result<(), BodyError>;
@@ -99,8 +105,8 @@ pub(in crate::http) async fn resume(
     }
 }
 
-/// Reads and decompresses the body. A large one that was compressed comes with its turn. Sets
-/// `is_whole` once nothing of it is left unread.
+/// Reads and decompresses the body. A large one mostly comes with its turn. Sets `is_whole` once
+/// nothing of it is left unread.
 async fn read<'a>(
     server: &'a Server,
     state: &ConnState,
@@ -109,15 +115,20 @@ async fn read<'a>(
     is_whole: &Cell<bool>,
 ) -> Result<(ChargedBytes, Option<LargeTurn<'a>>), Answer> {
     let whole = async {
-        let raw = body.read(&server.bodies, state).await?;
+        let line = server.splitter.large_line(&server.stop.closed);
+        let ReadBody { bytes: raw, turn } = body.read(&server.bodies, state, line).await?;
         // From here on the client is not waited for, so BODY_TIMEOUT and BODY_RATE_MIN end.
         state.body_is_whole();
         is_whole.set(true);
-        let Some(coding) = coding else { return Ok((raw, None)) };
-        if let Some(body) = server.bodies.decode_small(&raw, coding).await? {
-            return Ok((body, None));
-        }
-        let turn = server.splitter.large_turn(&server.stop.closed).await?;
+        let turn = turn.transpose()?;
+        let Some(coding) = coding else { return Ok((raw, turn)) };
+        let turn = match turn {
+            Some(turn) => turn,
+            None => match server.bodies.decode_small(&raw, coding).await? {
+                Some(body) => return Ok((body, None)),
+                None => line.turn().await?,
+            },
+        };
         let body = server.bodies.decode_large(&raw, coding, &turn).await?;
         Ok((body, Some(turn)))
     };

@@ -215,3 +215,20 @@ fn completions_that_are_not_read_take_no_more_buffers() {
         received(&mut ring, ended);
     }
 }
+
+#[test]
+fn what_many_sockets_lend_is_listed_in_small_pieces() {
+    use crate::alloc::largest::{PIECE_BYTES_MAX, largest_in};
+    let mut ring = Ring::sized(4, 8).unwrap();
+    let largest = largest_in(|| {
+        for token in 0..10_000 {
+            let bytes = vec![token as u8; token % 3];
+            ring.lend(token, Lent::Bytes(Outgoing::Buffer(bytes)));
+        }
+    });
+    assert!(largest <= PIECE_BYTES_MAX, "{largest}");
+    for token in (0..10_000).rev() {
+        let Lent::Bytes(bytes) = ring.take_back(token) else { panic!("not lent") };
+        assert_eq!(bytes.into_buffer().unwrap(), vec![token as u8; token % 3]);
+    }
+}

@@ -400,6 +400,43 @@ fn what_the_thread_did_not_run_of_a_turn_that_began_in_a_sleep_is_told_apart() {
     });
 }
 
+#[test]
+fn a_long_look_right_before_a_sleep_or_a_nap_is_a_turn() {
+    rt::run_test(async {
+        let seen = observed();
+        rt::spawn_as(TaskKind::Sockets, async {
+            next_turn();
+            rt::yield_now().await;
+            next_turn();
+            // The second look.
+            sleep_thread(LONG);
+            end_turn();
+        })
+        .await;
+        let turn = largest(seen);
+        assert!(turn.task == TaskKind::Sockets && turn.length >= LONG, "{turn:?}");
+        assert!(turn.was_descheduled(), "{turn:?}");
+    });
+}
+
+/// Whatever the rate of the ticks is taken for.
+#[test]
+fn a_turn_that_ends_with_a_pause_is_reported_as_short() {
+    rt::run_test(async {
+        let _driver = idle_driver();
+        rt::sleep(LONG).await;
+        assert!(driver_sleeps());
+        let seen = observed();
+        TURN.with(|turn| {
+            let long_ago = turn.attributed.get().wrapping_sub(1_000 * turn.short_ticks.get());
+            turn.began_tick.set(long_ago);
+            turn.polled.set(Polled::Task);
+            turn.paused(0);
+        });
+        assert_eq!(*seen.turns.borrow(), [SHORT]);
+    });
+}
+
 fn driver_sleeps() -> bool {
     TURN.with(|turn| turn.asleep.get())
 }

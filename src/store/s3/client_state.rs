@@ -107,11 +107,15 @@ impl ClientState {
 
     /// What the store or a proxy says, without the secrets that they are sent.
     pub(super) fn masked<'a>(&self, text: &'a str) -> Cow<'a, str> {
-        let text = self.credentials.with_current(|published| {
-            let of = &published.credentials;
-            let token = of.session_token().unwrap_or_default();
-            masked::mask(text, &[of.access_key_id(), of.secret_access_key(), token])
-        });
+        let known = self.credentials.known();
+        let secrets: Vec<&str> = known
+            .iter()
+            .flat_map(|of| {
+                let token = of.session_token().unwrap_or_default();
+                [of.access_key_id(), of.secret_access_key(), token]
+            })
+            .collect();
+        let text = masked::mask(text, &secrets);
         match self.shared.proxy() {
             Some(proxy) => Cow::Owned(proxy.masked(&text)),
             None => text,

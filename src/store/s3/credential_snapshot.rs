@@ -22,15 +22,22 @@ pub(super) struct CredentialSnapshot(CoreLocal<Rc<RefCell<View>>>);
 
 struct View {
     published: Cache<Arc<ArcSwap<PublishedCredentials>>, Arc<PublishedCredentials>>,
-    /// This executor's copy of the last publication it has seen.
+    /// This executor's copy of the last publication that it has seen.
     own: PublishedCredentials,
+    /// Its copy of the one before that.
+    previous: Option<PublishedCredentials>,
 }
 
 impl CredentialSnapshot {
     pub(super) fn new(shared: &S3Shared) -> CredentialSnapshot {
-        let mut published = Cache::new(shared.credentials_source());
+        CredentialSnapshot::of(shared.credentials_source())
+    }
+
+    fn of(source: Arc<ArcSwap<PublishedCredentials>>) -> CredentialSnapshot {
+        let mut published = Cache::new(source);
         let own = own_copy(published.load());
-        CredentialSnapshot(CoreLocal::new(Rc::new(RefCell::new(View { published, own }))))
+        let view = View { published, own, previous: None };
+        CredentialSnapshot(CoreLocal::new(Rc::new(RefCell::new(view))))
     }
 
     /// Reads the current credentials.
@@ -39,9 +46,17 @@ impl CredentialSnapshot {
         let view = &mut *view;
         let newest = view.published.load();
         if newest.generation != view.own.generation {
-            view.own = own_copy(newest);
+            view.previous = Some(std::mem::replace(&mut view.own, own_copy(newest)));
         }
         read(&view.own)
+    }
+
+    /// The current credentials and those before them, which the store has been sent and may quote.
+    pub(super) fn known(&self) -> Vec<Credentials> {
+        let current = self.with_current(|published| published.credentials.clone());
+        let view = self.0.borrow();
+        let previous = view.previous.iter().map(|published| published.credentials.clone());
+        previous.chain([current]).collect()
     }
 }
 
@@ -72,4 +87,33 @@ fn own_copy(published: &PublishedCredentials) -> PublishedCredentials {
         "millrace",
     );
     PublishedCredentials { credentials, ..*published }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn those_before_a_rotation_are_still_known() {
+        let publication = |generation: u64| PublishedCredentials {
+            credentials: Credentials::new(format!("key {generation}"), "s", None, None, "test"),
+            generation,
+            stuck: false,
+        };
+        let source = Arc::new(ArcSwap::from_pointee(publication(1)));
+        let snapshot = CredentialSnapshot::of(source.clone());
+        let keys = || {
+            let known = snapshot.known();
+            known.iter().map(|of| of.access_key_id().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(keys(), ["key 1"]);
+        for generation in 2..4 {
+            source.store(Arc::new(publication(generation)));
+            let (before, now) = (format!("key {}", generation - 1), format!("key {generation}"));
+            assert_eq!(keys(), [before, now.clone()]);
+            snapshot.with_current(|published| {
+                assert_eq!(published.credentials.access_key_id(), now);
+            });
+        }
+    }
 }

@@ -3,42 +3,118 @@
 
 use std::borrow::Cow;
 
+use crate::coding::percent::{escape_path, escape_query};
+
 /// What stands for a secret.
 const MASK: &str = "***";
 /// A shorter secret is not looked for: it may be a word of any text. Those of AWS have 16 and more.
 const SECRET_BYTES_MIN: usize = 8;
 /// From which length on a word of letters and digits may be a key.
 const KEY_BYTES_MIN: usize = 16;
+/// Length of a secret access key of AWS, which may begin with a slash.
+const SECRET_KEY_BYTES: usize = 40;
 
-/// `text` with [`MASK`] in the place of each of `secrets`.
+/// `text` with [`MASK`] in the place of each of `secrets`, also where they are escaped as in JSON
+/// or a URL.
 pub(super) fn mask<'a>(text: &'a str, secrets: &[&str]) -> Cow<'a, str> {
     let mut masked = Cow::Borrowed(text);
     for secret in secrets.iter().filter(|secret| secret.len() >= SECRET_BYTES_MIN) {
-        if masked.contains(secret) {
-            masked = Cow::Owned(masked.replace(secret, MASK));
+        for form in forms(secret) {
+            if masked.contains(&form) {
+                masked = Cow::Owned(masked.replace(&form, MASK));
+            }
         }
     }
     masked
 }
 
+/// The ways in which others write `secret`. Digits of an escape are of either case.
+fn forms(secret: &str) -> Vec<String> {
+    let escaped = |escape: fn(&str, &mut Vec<u8>)| {
+        let mut bytes = Vec::new();
+        escape(secret, &mut bytes);
+        String::from_utf8_lossy(&bytes).into_owned()
+    };
+    let mut forms = vec![secret.to_owned(), secret.replace('/', "\\/")];
+    for upper in [escaped(escape_query), escaped(escape_path)] {
+        forms.extend([with_lower_escapes(&upper), upper]);
+    }
+    forms.dedup();
+    forms
+}
+
+/// `%2F` becomes `%2f`.
+fn with_lower_escapes(text: &str) -> String {
+    let mut digits = 0;
+    text.chars()
+        .map(|c| match (c, digits) {
+            ('%', _) => {
+                digits = 2;
+                c
+            }
+            (_, 0) => c,
+            _ => {
+                digits -= 1;
+                c.to_ascii_lowercase()
+            }
+        })
+        .collect()
+}
+
 /// `text` without anything that may be a key or a token: what a credential service says may quote
-/// some that this process has never seen. Words, addresses and ARNs stay.
+/// some that this process has never seen. Not hidden are words of the language, ARNs, paths, and
+/// what consists of short parts in one case, as UUIDs and most names do.
 pub(super) fn mask_keys(text: &str) -> String {
-    let is_of_key = |c: char| c.is_ascii_alphanumeric() || "+/=_-~".contains(c);
+    // Also escaped, as in JSON or a URL.
+    let is_of_key = |c: char| c.is_ascii_alphanumeric() || "+/_-~\\%".contains(c);
+    let is_between = |c: char| c.is_whitespace() || "\"'`()[]{}<>,;".contains(c);
     let mut masked = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(start) = rest.find(is_of_key) {
-        let end = rest[start..].find(|c| !is_of_key(c)).map_or(rest.len(), |end| start + end);
-        let word = &rest[start..end];
         masked.push_str(&rest[..start]);
-        let has = |is: fn(&u8) -> bool| word.as_bytes().iter().any(is);
-        let may_be_key = word.len() >= KEY_BYTES_MIN
-            && has(u8::is_ascii_alphabetic)
-            && (has(u8::is_ascii_digit) || word.starts_with("AKIA") || word.starts_with("ASIA"));
-        masked.push_str(if may_be_key { MASK } else { word });
-        rest = &rest[end..];
+        let begins = masked.chars().next_back().is_none_or(is_between);
+        rest = &rest[start..];
+        let end_of = |is_end: &dyn Fn(char) -> bool| rest.find(is_end).unwrap_or(rest.len());
+        let whole = &rest[..end_of(&is_between)];
+        let is_name = whole.starts_with("arn:") || whole.starts_with('/') && !may_be_secret(whole);
+        let (word, is_shown) = match begins && is_name {
+            true => (whole, true),
+            false => {
+                let word = &rest[..end_of(&|c| !is_of_key(c))];
+                (word, !may_be_key(word))
+            }
+        };
+        masked.push_str(if is_shown { word } else { MASK });
+        rest = &rest[word.len()..];
     }
     masked + rest
+}
+
+/// Whether what begins like a path may be a secret access key.
+fn may_be_secret(word: &str) -> bool {
+    let is_base64 = |c: char| c.is_ascii_alphanumeric() || "+/=".contains(c);
+    word.len() == SECRET_KEY_BYTES && word.chars().all(is_base64) && is_mixed(word)
+}
+
+/// Has letters of both cases.
+fn is_mixed(word: &str) -> bool {
+    let has = |is: fn(&u8) -> bool| word.as_bytes().iter().any(is);
+    has(u8::is_ascii_lowercase) && has(u8::is_ascii_uppercase)
+}
+
+fn may_be_key(word: &str) -> bool {
+    let has = |is: fn(&u8) -> bool| word.as_bytes().iter().any(is);
+    let is_long = |part: &str| part.len() >= KEY_BYTES_MIN;
+    if !is_long(word) || !has(u8::is_ascii_alphabetic) {
+        return false;
+    }
+    match is_mixed(word) {
+        true => has(u8::is_ascii_digit) || word.contains(['+', '/']),
+        false => word.split(['-', '_', '/', '\\', '%']).any(|part| {
+            let is_access_key = part.starts_with("AKIA") || part.starts_with("ASIA");
+            is_long(part) && (is_access_key || part.bytes().any(|byte| byte.is_ascii_digit()))
+        }),
+    }
 }
 
 /// The end of an access key, by which an operator tells it from others.
@@ -66,11 +142,14 @@ pub(super) fn shown_url(text: &str) -> String {
     };
     let host_end = rest.find('/').unwrap_or(rest.len());
     let (host, path) = rest.split_at(host_end);
-    let is_port = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit() || byte == b']');
-    let shown = match host.rsplit_once(':') {
-        Some((host, port)) if !is_port(port) && !port.contains(']') => format!("{host}:…"),
-        _ => format!("{host}{path}"),
+    // The colons of an address in brackets are its own.
+    let name_end = if host.starts_with('[') { host.find(']').unwrap_or(0) } else { 0 };
+    let (name, port) = match host[name_end..].find(':') {
+        Some(at) => host.split_at(name_end + at),
+        None => (host, ""),
     };
+    let is_port = port.bytes().skip(1).all(|byte| byte.is_ascii_digit());
+    let shown = if is_port { format!("{host}{path}") } else { format!("{name}:…") };
     format!("{before}{scheme}{shown}{query}")
 }
 
@@ -85,11 +164,15 @@ mod tests {
             ("no such key", "no such key"),
             ("key AKIDXKEY, AKIDXKEYAKIDXKEY", "key ***, ******"),
             ("token+/=", "***"),
+            (r#"{"t":"token+\/="}"#, r#"{"t":"***"}"#),
+            ("t=token%2B%2F%3D&t=token%2b%2f%3d", "t=***&t=***"),
+            ("t=token%2B/%3D t=token%2b/%3d", "t=*** t=***"),
             ("the secret is wrong", "the secret is wrong"),
             ("", ""),
         ] {
             assert_eq!(mask(text, &secrets), expected);
         }
+        assert_eq!(with_lower_escapes("A%2FB%E2%82%ACG"), "A%2fB%e2%82%acG");
     }
 
     #[test]
@@ -98,6 +181,18 @@ mod tests {
             "",
             "Not authorized to perform sts:AssumeRoleWithWebIdentity",
             "User: arn:aws:sts::123456789012:assumed-role/r/s is not authorized",
+            "User: arn:aws:sts::123456789012:assumed-role/eks-node-group-1/i-0abc1234567890 is not \
+             authorized to perform: sts:AssumeRole on resource: \
+             arn:aws:iam::123456789012:role/millrace-prod-v2",
+            r#"{"Arn":"arn:aws:iam::123456789012:role/Millrace/Prod-V2-EuCentral1","x":"y"}"#,
+            "arn:aws:iam::123456789012:oidc-provider/oidc.eks.eu-west-1.amazonaws.com/id/\
+             EXAMPLED539D4633E53DE1B71EXAMPLE",
+            r#"{\"Arn\":\"arn:aws:iam::123456789012:role\/Millrace\/Prod-V2-EuCentral1\"}"#,
+            "cannot read /var/run/secrets/eks.amazonaws.com/serviceaccount/Token1 (No such file)",
+            r#"reading "/home/Me2/.aws/sso/cache/d033e22ae348aeb5660fc2140aec35850c4da997.json""#,
+            "profile millrace-prod-eu-central-1 has no role",
+            "request id: 3f2a4b5c-0d1e-4f60-8a9b-0c1d2e3f4a5b",
+            "RequestId=7E3A4B5C-0D1E-4F60-8A9B-0C1D2E3F4A5B",
             "the instance metadata service at http://169.254.169.254 did not answer",
             "OpenIDConnect provider's HTTPS certificate doesn't match configured thumbprint",
             "Non-success status from HTTP credential provider: StatusCode(500)",
@@ -110,6 +205,15 @@ mod tests {
         for (text, expected) in [
             ("key AKIAIOSFODNNEXAMPLE is unknown", "key *** is unknown"),
             ("wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", "***"),
+            ("/JalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", "***"),
+            (r#"{\"k\":\"wJalrXUtnFEMI\/K7MDENG\/bPxRfiCYEXAMPLEKEY\"}"#, r#"{\"k\":\"***"}"#),
+            (r"\/JalrXUtnFEMI\/K7MDENG\/bPxRfiCYEXAMPLEKEY", "***"),
+            ("k=wJalrXUtnFEMI%2FK7MDENG%2fbPxRfiCYEXAMPLEKEY", "k=***"),
+            ("wJalrXUtnFEMI/KsMDENG+bPxRfiCYEXAMPLEKEY=", "***="),
+            ("token=IQoJb3JpZ2luX2VjEB0aCXVzLWVhc3QtMQ==", "token=***=="),
+            ("arn:aws:iam::1:role/r,ASIAIOSFODNN7EXAMPLE", "arn:aws:iam::1:role/r,***"),
+            ("sig-d033e22ae348aeb5660fc2140aec3585", "***"),
+            ("(/a AKIAIOSFODNN7EXAMPLE)", "(/a ***)"),
             ("(eyJhbGciOiJSUzI1NiJ9.eyJpc3MiOiJodHRwczovL3N0cyJ9.x)", "(***.***.x)"),
             ("a1b2c3d4e5f60718", "***"),
         ] {
@@ -118,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn of_an_access_key_the_end_is_shown() {
+    fn the_end_of_an_access_key_is_shown() {
         for (key, hint) in [
             ("AKIAIOSFODNN7EXAMPLE", "…MPLE"),
             ("123456789012", "…9012"),
@@ -131,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_url_neither_password_nor_query_is_shown() {
+    fn neither_password_nor_query_of_a_url_is_shown() {
         for (text, expected) in [
             ("http://h:80/x", "http://h:80/x"),
             ("127.0.0.1:80/x", "127.0.0.1:80/x"),
@@ -140,6 +244,10 @@ mod tests {
             ("http://me:hush@h", "…@h"),
             ("me:hu@sh@h:80/x", "…@h:80/x"),
             ("http://me:hush", "http://me:…"),
+            ("http://me:1234:80/x", "http://me:…"),
+            ("http://me:hu]sh/x", "http://me:…"),
+            ("http://[::1]:hush", "http://[::1]:…"),
+            ("http://[::1", "http://[:…"),
             ("http://h/x?sig=hush", "http://h/x?…"),
             ("http://h:1#hush", "http://h:1#…"),
             ("maybe", "maybe"),

@@ -77,7 +77,7 @@ impl Proxy {
         Some(value)
     }
 
-    /// What the proxy, or somebody behind it, says, without its password.
+    /// What the proxy, or somebody behind it, says, without its user and password.
     pub(super) fn masked(&self, text: &str) -> String {
         let Some(encoded) = self.authorization.as_deref().and_then(|a| a.strip_prefix("Basic "))
         else {
@@ -85,8 +85,8 @@ impl Proxy {
         };
         let plain = aws_smithy_types::base64::decode(encoded).unwrap_or_default();
         let plain = String::from_utf8_lossy(&plain);
-        let password = plain.split_once(':').map_or("", |(_, password)| password);
-        mask(text, &[encoded, password]).into_owned()
+        let (user, password) = plain.split_once(':').unwrap_or((&*plain, ""));
+        mask(text, &[encoded, password, user]).into_owned()
     }
 
     /// Parses `http://[USER[:PASSWORD]@]HOST[:PORT][/]`; the scheme may be missing. The default

@@ -278,6 +278,19 @@ fn names_of_other_programs_are_not_shown_and_prefixed_ones_win() {
     assert_eq!(status, Some(0), "{text}");
     let listed = text.lines().find(|line| line.contains("NODE_ID")).unwrap();
     assert!(listed.contains("text not shown") && !listed.contains("secret123"), "{listed}");
+    // A secret of another program would be asked for.
+    let token = ("ADMIN_TOKEN", "secret123-secret123");
+    for (variables, warns) in [
+        (&[token][..], true),
+        (&[token, ("MILLRACE_ADMIN_TOKEN", "")], false),
+        (&[("MILLRACE_ADMIN_TOKEN", "secret123-secret123")], false),
+    ] {
+        let (status, text) = check(&["check"], variables);
+        assert_eq!(status, Some(0), "{text}");
+        let said = "environment variable ADMIN_TOKEN may belong to another program";
+        let warned = text.lines().any(|line| line.starts_with("warn") && line.contains(said));
+        assert!(warned == warns && !text.contains("secret123"), "{variables:?}: {text}");
+    }
     // What Kubernetes adds for a service of this name, and a slip.
     let unknown = [("MILLRACE_PORT", "tcp://10.0.0.1:80"), ("MILLRACE_STOR", "null:")];
     let (status, text) = check(&["check"], &unknown);

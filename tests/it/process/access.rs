@@ -2,7 +2,7 @@
 //! without `ADMIN_TOKEN`, and the rest with it alone.
 //!
 //! Method: every page and paths that are none, with right, wrong and no tokens, on loopback and
-//! public addresses; a token that changes while the server runs.
+//! public addresses and by other names; a token that changes while the server runs.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,10 +14,22 @@ const TOKEN: &str = "correct-horse-battery-staple";
 const OPEN: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
 const GUARDED: [&str; 5] = ["/", "/peers", "/peers?by=bytes", "/metrics/", "/no-page"];
 
+/// A server whose `/readyz` is 200: a core is ready a moment after the log says where it listens.
+fn ready(settings: &[(&str, &str)]) -> Server {
+    let server = Server::start(settings);
+    server.wait_ready(200);
+    server
+}
+
 fn get(server: &Server, path: &str, headers: &str) -> Reply {
+    get_by(server, "localhost", path, headers)
+}
+
+fn get_by(server: &Server, host: &str, path: &str, headers: &str) -> Reply {
     // Whatever it listens on, loopback reaches it.
     let mut client = Client::connect(SocketAddr::from(([127, 0, 0, 1], server.admin.port())));
-    client.send(format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}\r\n"));
+    client
+        .send(format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n{headers}\r\n"));
     client.reply()
 }
 
@@ -32,7 +44,7 @@ fn expected(path: &str) -> u16 {
 
 #[test]
 fn a_public_address_serves_health_and_metrics_alone() {
-    let server = Server::start(&[("ADMIN_LISTEN", "0.0.0.0:0")]);
+    let server = ready(&[("ADMIN_LISTEN", "0.0.0.0:0")]);
     for path in OPEN {
         assert_eq!(get(&server, path, "").status, 200, "{path}");
     }
@@ -47,17 +59,38 @@ fn a_public_address_serves_health_and_metrics_alone() {
     client.send("POST /peers HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n");
     assert_eq!(client.reply().status, 403);
     // For this host's own users there is everything.
-    let server = Server::start(&[]);
+    let server = ready(&[]);
     for path in OPEN.into_iter().chain(GUARDED) {
         let status = if OPEN.contains(&path) { 200 } else { expected(path) };
         assert_eq!(get(&server, path, "").status, status, "{path}");
     }
 }
 
+/// As a web page reaches it whose name resolves to this host.
+#[test]
+fn without_a_token_a_host_with_a_name_is_refused() {
+    let server = ready(&[]);
+    for host in ["rebound.example", "rebound.example:9090", "localhost.rebound.example", ""] {
+        for path in GUARDED {
+            let refused = get_by(&server, host, path, "");
+            assert_eq!(refused.status, 403, "{host} {path}");
+            assert!(refused.body.contains("neither an IP address nor localhost"), "{refused:?}");
+        }
+        for path in OPEN {
+            assert_eq!(get_by(&server, host, path, "").status, 200, "{host} {path}");
+        }
+    }
+    for host in ["localhost:9090", "LOCALHOST", "127.0.0.1", "[::1]:9090"] {
+        assert_eq!(get_by(&server, host, "/peers", "").status, 200, "{host}");
+    }
+    let server = ready(&[("ADMIN_TOKEN", TOKEN)]);
+    assert_eq!(get_by(&server, "admin.example", "/peers", &bearer(TOKEN)).status, 200);
+}
+
 #[test]
 fn with_a_token_all_else_asks_for_it() {
     for listen in ["0.0.0.0:0", "127.0.0.1:0"] {
-        let server = Server::start(&[("ADMIN_LISTEN", listen), ("ADMIN_TOKEN", TOKEN)]);
+        let server = ready(&[("ADMIN_LISTEN", listen), ("ADMIN_TOKEN", TOKEN)]);
         for path in OPEN {
             for headers in [String::new(), bearer(TOKEN), bearer("wrong")] {
                 assert_eq!(get(&server, path, &headers).status, 200, "{path} {headers}");

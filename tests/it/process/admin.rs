@@ -318,7 +318,7 @@ fn a_stuck_core_does_not_keep_the_admin_pages_from_answering() {
     client.send(request(br#"{"data":[1]}"#, ""));
     wait_for("the core to be stuck", || server.logged("this core is stuck"));
     let mut other = server.connect();
-    other.send("GET /nothing HTTP/1.1\r\nhost: x\r\n\r\n");
+    other.send("GET /nothing HTTP/1.1\r\nhost: localhost\r\n\r\n");
     let asked = Instant::now();
     assert_eq!(server.admin("/healthz").status, 200);
     assert_eq!(server.admin("/readyz").status, 200);

@@ -104,6 +104,25 @@ fn core_threads_are_pinned_and_others_are_not() {
     assert!(main.contains(['-', ',']), "the control executor is not pinned: {allowed:?}");
 }
 
+/// They may run on the CPU of a core.
+#[test]
+fn threads_that_nobody_waits_for_have_a_low_priority() {
+    let server = Server::start(&[]);
+    let mut nice: BTreeMap<String, i32> = BTreeMap::new();
+    for task in std::fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap() {
+        let path = task.unwrap().path();
+        let stat = std::fs::read_to_string(path.join("stat")).unwrap();
+        let (before, fields) = stat.rsplit_once(") ").unwrap();
+        let (_, comm) = before.split_once('(').unwrap();
+        // The 19th of proc_pid_stat(5), the 17th behind the name.
+        nice.insert(comm.to_owned(), fields.split(' ').nth(16).unwrap().parse().unwrap());
+    }
+    for background in ["millrace-memory", "millrace-reload"] {
+        assert!(nice.get(background).is_some_and(|nice| *nice >= 10), "{nice:?}");
+    }
+    assert!(nice["millrace-core-0"] == nice["millrace"] && nice["millrace"] < 10, "{nice:?}");
+}
+
 #[test]
 fn one_port_for_all_cores_and_for_nobody_else() {
     let Some(server) = two_cores(&[]) else { return };

@@ -112,7 +112,7 @@ fn a_limit_on_threads_is_served_with_or_refused_by_name() {
     serves(&limited("--nproc=6:200"), dir, &[]);
     let dir = Arc::new(tempfile::tempdir().unwrap());
     chown(dir.path(), Some(61234), Some(61234)).unwrap();
-    serves(&limited("--nproc=15:15"), dir, &[]);
+    serves(&limited("--nproc=16:16"), dir, &[]);
 }
 
 #[test]

@@ -16,7 +16,8 @@ fn connect_from(source: [u8; 4], server: &Server) -> Client {
 
 fn get(server: &Server, query: &str, accept: &str) -> Reply {
     let mut client = Client::connect(server.admin);
-    client.send(format!("GET /peers{query} HTTP/1.1\r\nhost: x\r\naccept: {accept}\r\n\r\n"));
+    client
+        .send(format!("GET /peers{query} HTTP/1.1\r\nhost: localhost\r\naccept: {accept}\r\n\r\n"));
     client.reply()
 }
 
@@ -134,9 +135,9 @@ fn the_page_is_a_table_for_people_and_json_for_programs() {
         assert_eq!((reply.status, reply.body.trim_end()), (400, says), "{query}");
     }
     let mut client = Client::connect(server.admin);
-    client.send("POST /peers HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n");
+    client.send("POST /peers HTTP/1.1\r\nhost: localhost\r\ncontent-length: 0\r\n\r\n");
     assert_eq!(client.reply().status, 405);
-    client.send("HEAD /peers HTTP/1.1\r\nhost: x\r\n\r\n");
+    client.send("HEAD /peers HTTP/1.1\r\nhost: localhost\r\n\r\n");
     assert_eq!(client.bodiless_reply().status, 200);
 }
 

@@ -2,15 +2,16 @@
 
 use memchr::memmem::find;
 
-/// A secret: what it is, and its text, which is letters and digits only, so that no escape changes
-/// it.
+/// A secret: what it is, and its text.
 pub(super) type Canary = (&'static str, &'static str);
 
 pub(super) const ACCESS_KEY: &str = "AKIACANARYONEACCESS1";
 pub(super) const SECRET_KEY: &str = "canaryTwoSecretKey2mRtYqPzX";
-pub(super) const SESSION_TOKEN: &str = "canaryThreeSessionToken3JhGfDs";
+/// Has what others escape.
+pub(super) const SESSION_TOKEN: &str = "canaryThree/Session+Token3JhGfDs==";
 pub(super) const ENDPOINT_PASSWORD: &str = "canaryFourEndpoint4WvBnMx";
-pub(super) const PROXY_PASSWORD: &str = "canaryFiveProxy5QaZwSx";
+/// Does not look like a key.
+pub(super) const PROXY_PASSWORD: &str = "canaryFiveProxyQaZwSx";
 pub(super) const ADMIN_TOKEN: &str = "canarySixAdminToken6EdCrFv";
 pub(super) const CLIENT_TOKEN: &str = "canarySevenToken7TgByHn";
 pub(super) const UNKNOWN_TOKEN: &str = "canaryEightUnknown8UjMkIl";
@@ -55,7 +56,28 @@ fn forms(canary: &str) -> Vec<(&'static str, Vec<u8>)> {
     for before in 0..3 {
         forms.push(("in base64", inside_base64(bytes, before)));
     }
+    if !bytes.iter().all(u8::is_ascii_alphanumeric) {
+        // The second one is in a line of the log that is JSON itself.
+        forms.push(("as JSON escapes it", canary.replace('/', "\\/").into_bytes()));
+        forms.push(("as JSON escapes it twice", canary.replace('/', "\\\\/").into_bytes()));
+        for upper in [true, false] {
+            forms.push(("as a URL escapes it", percent(canary, upper).into_bytes()));
+        }
+    }
     forms
+}
+
+/// `text` as in a URL, with hexadecimal digits in upper or lower case.
+pub(super) fn percent(text: &str, upper: bool) -> String {
+    let escaped = |byte: u8| match upper {
+        true => format!("%{byte:02X}"),
+        false => format!("%{byte:02x}"),
+    };
+    let escape = |c: char| match c.is_ascii_alphanumeric() {
+        true => c.to_string(),
+        false => c.to_string().bytes().map(escaped).collect(),
+    };
+    text.chars().map(escape).collect()
 }
 
 /// The base64 of `bytes` behind `before` other bytes, without the digits that these or later ones
@@ -104,6 +126,20 @@ impl Search {
         let Search { leaks, doors: seen } = self;
         assert!(leaks.is_empty(), "{} leaks:\n{}", leaks.len(), leaks.join("\n"));
         assert!(seen >= doors, "{seen} doors");
+    }
+}
+
+#[test]
+fn a_canary_is_found_where_it_is_escaped() {
+    for text in [
+        r"canaryThree\/Session+Token3JhGfDs==",
+        r"canaryThree\\/Session+Token3JhGfDs==",
+        "token=canaryThree%2FSession%2BToken3JhGfDs%3D%3D",
+        "token=canaryThree%2fSession%2bToken3JhGfDs%3d%3d",
+    ] {
+        let mut search = Search::default();
+        search.look("here", text, &[]);
+        assert_eq!(search.leaks.len(), 1, "{text}");
     }
 }
 

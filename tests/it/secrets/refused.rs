@@ -187,6 +187,10 @@ fn no_refused_value_is_shown() {
             format!("{scheme}://me:{e}@host/x"),
             format!("{scheme}://{e}@host"),
             format!("{scheme}://me:p@{e}@host:1"),
+            format!("{scheme}://me:p,{e}@host"),
+            format!("{scheme}://me:p/{e}@host"),
+            format!("{scheme}://KEY:{e}/bucket"),
+            format!("{scheme}://KEY:p,{e}/bucket"),
         ] {
             rows.push(wrong(name, &[(name, &url)], &[]));
             // The variables of `look` come before a file.

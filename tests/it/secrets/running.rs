@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 
 use super::canaries::{
     ACCESS_KEY, ADMIN_TOKEN, CLIENT_TOKEN, HEADER, PRIVATE_KEY, PROXY_PASSWORD, QUERY,
-    REFUSED_BODY, SECRET_KEY, SESSION_TOKEN, STORED_BODY, Search, UNKNOWN_TOKEN,
+    REFUSED_BODY, SECRET_KEY, SESSION_TOKEN, STORED_BODY, Search, UNKNOWN_TOKEN, percent,
 };
 use crate::support::proxy::ProxyServer;
 use crate::support::s3::{BUCKET, Fault, S3Server, Seen};
@@ -209,11 +209,14 @@ impl Scene {
     }
 }
 
-/// What a store may quote: the credentials, as they come in a request.
+/// What a store may quote: the credentials, as they come in a request and escaped.
 fn quoted(seen: &Seen) -> String {
     let header = |name| seen.header(name).unwrap_or_default().to_owned();
-    let names = ["x-amz-security-token", "proxy-authorization", "authorization"];
-    names.map(header).join(" ").chars().take(390).collect()
+    let [token, proxy, request] =
+        ["x-amz-security-token", "proxy-authorization", "authorization"].map(header);
+    let escaped = [token.replace('/', "\\/"), percent(&token, true), percent(&token, false)];
+    let all = [token, proxy, escaped.join(" "), request];
+    all.join(" ").chars().take(390).collect()
 }
 
 fn unknown() -> SocketAddr {
@@ -532,6 +535,9 @@ fn exercise(way: Way) -> Search {
     scene.proxy.answer(&format!("HTTP/1.1 407 {secret}\r\ncontent-length: 0\r\n\r\n"));
     scene.run(&["check"]);
     scene.proxy.answer(&format!("{secret} {SESSION_TOKEN}\r\n\r\n"));
+    scene.run(&["check"]);
+    let plain = format!("HTTP/1.1 407 {PROXY_PASSWORD} is wrong\r\ncontent-length: 0\r\n\r\n");
+    scene.proxy.answer(&plain);
     scene.run(&["check"]);
 
     // All secrets were in use.

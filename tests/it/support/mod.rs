@@ -188,7 +188,7 @@ impl Server {
     pub fn peer(&self, query: &str, peer: &str) -> Option<Value> {
         let mut client = Client::connect(self.admin);
         let accept = "accept: application/json\r\nconnection: close";
-        client.send(format!("GET /peers{query} HTTP/1.1\r\nhost: x\r\n{accept}\r\n\r\n"));
+        client.send(format!("GET /peers{query} HTTP/1.1\r\nhost: localhost\r\n{accept}\r\n\r\n"));
         let page: Value = serde_json::from_str(&client.reply().body).unwrap();
         page["peers"].as_array().unwrap().iter().find(|row| row["peer"] == peer).cloned()
     }
@@ -211,7 +211,7 @@ impl Server {
     /// `GET path` on the admin listener.
     pub fn admin(&self, path: &str) -> Reply {
         let mut client = Client::connect(self.admin);
-        client.send(format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"));
+        client.send(format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"));
         client.reply()
     }
 

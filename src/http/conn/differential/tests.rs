@@ -309,6 +309,10 @@ fn it_does_not_matter_where_a_request_is_cut() {
             post("x-api-key: alpha\r\nconnection: keep-alive\r\n"),
             post("authorization: Bearer wrong\r\nx: y\r\n z\r\n"),
             post("transfer-encoding: gzip\r\n"),
+            // These begin like those of the fast path.
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
+            with_body("PUT /payloads", "host: x\r\n", BODY),
+            with_body("POST nowhere", "host: x\r\n", BODY),
         ];
         for request in &requests {
             for first in 1..request.len() {

@@ -250,6 +250,7 @@ impl ReplyReader {
         self.parsed += head.bytes;
         bound_head(self.parsed)?;
         match head.status {
+            ..100 => return Err(Malformed::NotHttp(httparse::Error::Status)),
             101 => return Err(Malformed::Upgrade),
             // Interim: the final response follows.
             100..200 => return Ok(()),
@@ -355,8 +356,9 @@ impl Head {
             .map_err(Malformed::NotHttp)?;
         let httparse::Status::Complete(bytes) = parsed else { return Ok(None) };
         let status = answer.code.expect("a whole head has a status");
-        let keep_alive = answer.version == Some(1);
-        let mut head = Head { status, bytes, length: None, chunked: false, keep_alive };
+        let is_http_11 = answer.version == Some(1);
+        let (length, keep_alive) = (None, is_http_11);
+        let mut head = Head { status, bytes, length, chunked: false, keep_alive };
         for header in answer.headers.iter() {
             let is = |name: &str| header.name.eq_ignore_ascii_case(name);
             // Length first, because most headers are none of these.
@@ -370,7 +372,9 @@ impl Head {
                     head.length = Some(length);
                 }
                 17 if is("transfer-encoding") => {
-                    if head.chunked || !header.value.eq_ignore_ascii_case(b"chunked") {
+                    // HTTP/1.0 has none: its framing is faulty (RFC 9112, section 6.1).
+                    let is_known = header.value.eq_ignore_ascii_case(b"chunked");
+                    if !is_http_11 || head.chunked || !is_known {
                         return Err(Malformed::Framing);
                     }
                     head.chunked = true;

@@ -120,6 +120,14 @@ fn a_password_is_in_no_debug_text() {
 }
 
 #[test]
+fn what_a_proxy_quotes_of_its_user_is_masked() {
+    let proxy = Proxy::parse("http://millrace-user:pass%2Fword@proxy").unwrap();
+    let encoded = proxy.authorization().unwrap().trim_start_matches("Basic ");
+    let said = format!(r"Basic {encoded}: millrace-user pass/word pass\/word pass%2Fword pass%2f");
+    assert_eq!(proxy.masked(&said), "Basic ***: *** *** *** *** pass%2f");
+}
+
+#[test]
 fn no_proxy_names_hosts_suffixes_ports_addresses_and_ranges() {
     for (list, url, exempt) in [
         ("s3.corp", "http://s3.corp:9000/", true),

@@ -136,6 +136,12 @@ fn what_is_not_clear_is_refused() {
         let text = format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{chunks}");
         assert_eq!(read(&text), Err(expected), "{text:?}");
     }
+    let old = "HTTP/1.0 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n";
+    assert_eq!(read(old), Err(Framing));
+    for status in ["000", "099"] {
+        let text = format!("HTTP/1.1 {status} OK\r\ncontent-length: 0\r\n\r\n");
+        assert!(matches!(read(&text), Err(Malformed::NotHttp(_))), "{text:?}");
+    }
     for text in ["SSH-2.0-x\r\n", "HTTP/2 200\r\n\r\n", "HTTP/1.1 200 OK\r\nbad header\r\n\r\n"] {
         assert!(matches!(read(text), Err(Malformed::NotHttp(_))), "{text:?}");
     }
