@@ -338,6 +338,7 @@ mod tests {
             size_of::<F>()
         }
         let (task, state) = (bytes_of(serve), size_of::<ConnState>());
-        assert!(task <= 608 && state <= 600, "task {task}, state {state}");
+        // The tally, 0.2 kB, is apart: streams of HTTP/2 share it.
+        assert!(task <= 648 && state <= 400, "task {task}, state {state}");
     }
 }
