@@ -70,7 +70,7 @@ pub async fn strictly_within<T>(
 /// the next wait only reads the clock and costs no timer operation.
 #[derive(Default)]
 pub struct Alarm {
-    set: Option<(Instant, WakeUp)>,
+    set: Option<WakeUp>,
 }
 
 impl Alarm {
@@ -80,9 +80,11 @@ impl Alarm {
         if now >= deadline {
             return Poll::Ready(());
         }
-        let stands = self.set.as_ref().is_some_and(|(at, _)| now < *at && *at <= deadline);
+        // `now` may be the time of a while ago, and a wake-up between then and now has come.
+        let set = self.set.as_ref().and_then(WakeUp::at);
+        let stands = set.is_some_and(|at| now < at && at <= deadline);
         if !stands {
-            self.set = Some((deadline, WakeUp::new(deadline, cx)));
+            self.set = Some(WakeUp::new(deadline, cx));
         }
         Poll::Pending
     }
@@ -231,7 +233,7 @@ mod tests {
                 true
             };
             assert!(alarm.until(Instant::now() + SHORT, slow, || false).await);
-            let set = alarm.set.as_ref().map(|(at, _)| *at);
+            let set = alarm.set.as_ref().map(WakeUp::at);
             let slow = async {
                 rt::sleep(2 * SHORT).await;
                 true
@@ -240,7 +242,7 @@ mod tests {
                 alarm.until(Instant::now() + LONG, slow, || false).await,
                 "woken early, and not late yet"
             );
-            assert_ne!(alarm.set.as_ref().map(|(at, _)| *at), set, "set again after it fired");
+            assert_ne!(alarm.set.as_ref().map(WakeUp::at), set, "set again after it fired");
         });
     }
 }

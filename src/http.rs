@@ -14,6 +14,7 @@ mod fast;
 pub mod fields;
 pub mod forwarded;
 pub mod h2;
+mod handshakes;
 pub mod head;
 pub(crate) mod head_tracker;
 pub mod health;

@@ -6,6 +6,7 @@
 //! [`TlsSnapshot`], which control replaces when files change, and the keys of session tickets. Both
 //! are looked at during handshakes only. Encryption is done here and not by the kernel (kTLS).
 
+mod client_verifier;
 mod der;
 mod files;
 mod pair;
@@ -15,6 +16,7 @@ mod sni;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod tickets;
 
 pub use pair::unix_now;
 pub use session::{Agreed, Session};

@@ -118,7 +118,7 @@ pub const SETTINGS: &[Setting] = &[
     row(TLS, "TLS_HANDSHAKE_TIMEOUT", "TIME", "10s",
         "Maximum time from the beginning of a connection to the end of its TLS handshake, up to 1m."),
     row(TLS, "TLS_HANDSHAKES", "N", "512",
-        "TLS handshakes in progress per core, 1 to 1000000. Beyond it the oldest that has taken 1s is closed for a new one; if there is none, the new connection is closed."),
+        "TLS handshakes in progress per core, 1 to 1000000. Beyond it a new one takes the place of one of the address with the most, if that is over 1/8, or of the oldest that has taken 1s; if there is none, the new connection is closed."),
 
     row(LIMITS, "CORES", "LIST", "all",
         "CPU cores, one pinned executor each: `all` that this process may use, or a list of them such as `0-3,8`."),

@@ -25,6 +25,7 @@ use super::chunk::ChunkError;
 use super::fields::{Fields, KnownField};
 use super::parse::SMALL_BODY_BYTES;
 use super::phase::ConnState;
+use super::receive::InKernel;
 use super::split::{LargeTurn, NoTurn};
 use crate::budget::ChargedBytes;
 use crate::coding::Coding;
@@ -79,6 +80,7 @@ pub fn coding_of(fields: &impl Fields) -> Result<Option<Coding>, BodyError> {
 /// Reads the bodies of one core.
 pub struct BodyReader {
     pub(super) memory: BodyMemory,
+    pub(super) in_kernel: InKernel,
     length_max: usize,
     small_turns: Turns,
     small: Decoder,
@@ -88,6 +90,7 @@ pub struct BodyReader {
 impl BodyReader {
     pub fn new(memory: BodyMemory, length_max: usize) -> BodyReader {
         BodyReader {
+            in_kernel: InKernel::new(memory.max()),
             memory,
             length_max,
             small_turns: Turns::default(),

@@ -144,6 +144,11 @@ impl BodyMemory {
         }
     }
 
+    /// Bytes that it has.
+    pub(super) fn max(&self) -> usize {
+        self.budget.max()
+    }
+
     /// An empty buffer that grows up to `max` bytes.
     ///
     /// # Errors

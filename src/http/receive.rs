@@ -15,6 +15,7 @@
 //! meanwhile the bytes are in the connection's state, where
 //! [`BodyMemory`](super::body_memory::BodyMemory) can take them away.
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
 use std::task::{Context, Poll, ready};
@@ -37,7 +38,8 @@ const OWN_MOST: usize = 256 << 10;
 
 impl BodyReader {
     /// Receives a body of `length` bytes, none of which was read with the head. Reads nothing behind
-    /// the body. A large one may wait in `line`; whatever comes of that, all of it is read.
+    /// the body. A large one may wait in `line`; if that was in vain, the rest of it is read and
+    /// dropped.
     ///
     /// # Errors
     /// [`BodyError::TooLarge`], before anything is read; [`BodyError::MemoryExhausted`];
@@ -61,12 +63,23 @@ impl BodyReader {
             // A small rest is not asked for unless it belongs to a large body.
             let is_large = length > SMALL_BODY_BYTES;
             let waiting = if is_large || missing >= OWN_LEAST { stream.waiting() } else { 0 };
-            if is_large && waiting >= missing {
+            if is_large
+                && waiting >= missing
+                && let Some(place) = self.in_kernel.place(missing)
+            {
                 // The client has done its part, so neither its deadlines nor an eviction end this.
                 state.body.held().ok_or(BodyError::Evicted)?;
                 state.body_is_whole();
                 self.memory.body_ended(state);
-                turn = Some(line.turn().await);
+                let got = line.turn().await;
+                drop(place);
+                let is_late = got.is_err();
+                turn = Some(got);
+                if is_late {
+                    let bytes = receiving.end()?;
+                    drop_rest(state, stream, missing).await.map_err(|error| ended(Some(error)))?;
+                    return Ok(ReadBody { bytes, turn });
+                }
                 self.receive_rest(state, stream, length).await?;
                 break;
             }
@@ -74,6 +87,10 @@ impl BodyReader {
                 rt::yield_now().await;
             } else {
                 poll_fn(|cx| self.poll_delivered(cx, state, stream)).await?;
+                // With TLS the next ones may be there already.
+                if rt::look_is_due() {
+                    rt::yield_now().await;
+                }
             }
         }
         let mut bytes = receiving.end()?;
@@ -152,6 +169,64 @@ impl BodyReader {
         state.tally.received_more(wanted);
         state.body.received.set(bytes.as_slice().len());
         Poll::Ready(Ok(()))
+    }
+}
+
+/// Reads the next `missing` bytes of a body and drops them.
+pub(super) async fn drop_rest(
+    state: &ConnState,
+    stream: &ClientStream,
+    mut missing: usize,
+) -> io::Result<()> {
+    while missing > 0 {
+        let read = |bytes: &[u8]| bytes.len().min(missing);
+        let dropped = poll_fn(|cx| stream.poll_read_with(cx, read)).await;
+        let dropped = dropped.inspect_err(|_| state.gone.set(true))?;
+        if dropped == 0 {
+            state.gone.set(true);
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        state.tally.received_more(dropped);
+        state.body.received.set(state.body.received.get() + dropped);
+        missing -= dropped;
+        if rt::look_is_due() {
+            rt::yield_now().await;
+        }
+    }
+    Ok(())
+}
+
+/// The bytes of bodies that wait in the kernel for their turn: up to as many as the memory for
+/// bodies has, so that a core has no longer line than bodies that wait in memory would make.
+pub(super) struct InKernel {
+    max: usize,
+    bytes: Cell<usize>,
+}
+
+impl InKernel {
+    /// Room for `max` bytes.
+    pub(super) fn new(max: usize) -> InKernel {
+        InKernel { max, bytes: Cell::new(0) }
+    }
+
+    /// Takes room for `bytes` more until the place is dropped, if there is as much.
+    fn place(&self, bytes: usize) -> Option<InKernelPlace<'_>> {
+        let taken = self.bytes.get() + bytes;
+        (taken <= self.max).then(|| {
+            self.bytes.set(taken);
+            InKernelPlace { line: self, bytes }
+        })
+    }
+}
+
+struct InKernelPlace<'a> {
+    line: &'a InKernel,
+    bytes: usize,
+}
+
+impl Drop for InKernelPlace<'_> {
+    fn drop(&mut self) {
+        self.line.bytes.set(self.line.bytes.get() - self.bytes);
     }
 }
 
@@ -529,10 +604,40 @@ mod tests {
                 line.closed.set(expected == NoTurn::Closed);
                 let read = received.await.unwrap();
                 assert_eq!(read.turn.map(|turn| turn.err()), Some(Some(expected)));
-                assert!(read.bytes.as_slice() == body(IN_KERNEL, 1));
+                assert!(read.bytes.as_slice().len() < IN_KERNEL, "the rest is not kept");
+                assert!(line.cells.body_bytes.value() < IN_KERNEL as u64);
                 conn.client.shutdown(std::net::Shutdown::Write).unwrap();
                 assert_eq!(conn.rest().await, b"NEXT");
             }
+        });
+    }
+
+    /// Bodies for which the kernel has no more room are received into charged memory, and refused if
+    /// there is none either.
+    #[test]
+    fn as_many_bytes_wait_in_the_kernel_as_the_memory_has() {
+        let line = InLine::new();
+        rt::run_test(async {
+            let net = Net::here().unwrap();
+            let _others = line.splitter.large_turn(&line.closed).await.unwrap();
+            let max = line.reader.in_kernel.max;
+            let _most = line.reader.in_kernel.place(max - IN_KERNEL).unwrap();
+            let conns = [(); 2].map(|()| Conn::new(&net));
+            let received: Vec<_> = conns
+                .iter()
+                .map(|conn| {
+                    conn.send_to_kernel(&body(IN_KERNEL, 1));
+                    Box::pin(line.receive(conn))
+                })
+                .collect();
+            let mut received = received.into_iter();
+            let (mut first, second) = (received.next().unwrap(), received.next().unwrap());
+            assert!(poll_once(&mut first).await.is_none(), "it waits in the kernel");
+            let second = second.await.unwrap();
+            assert!(second.turn.is_none() && second.bytes.as_slice() == body(IN_KERNEL, 1));
+            assert!(line.cells.body_bytes.value() >= IN_KERNEL as u64, "it is charged");
+            drop(first);
+            assert_eq!(line.reader.in_kernel.bytes.get(), max - IN_KERNEL);
         });
     }
 

@@ -4,25 +4,26 @@
 //! how, at most once a minute for each reason.
 //!
 //! A handshake is in progress from its first byte on: a connection that is silent is one of those
-//! that `MAX_CONNECTIONS` closes first. At the limit the oldest handshake gives way, if it has had
-//! [`HANDSHAKE_LEAST`], so that clients that do not go on keep nobody waiting for longer.
+//! that `MAX_CONNECTIONS` closes first. At the limit one gives way (`handshakes`), so that clients that
+//! do not go on keep nobody waiting for longer than [`HANDSHAKE_LEAST`], and one address no others.
 //!
 //! The work of a step cannot stop in between, a signature above all: some milliseconds with RSA 4096.
 //! So it begins only in a turn that has not lasted long: however many clients come at once, the sockets
 //! are looked at after each or two.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use futures_rustls::rustls::{Error, ProtocolVersion};
+use futures_rustls::rustls::{CertificateError, Error, ProtocolVersion};
 
 use super::client_stream::{ClientStream, TlsClient};
+use super::handshakes::{GivesWay, HANDSHAKE_LEAST, OpenHandshakes};
+use super::peer::Peer;
 use super::phase::{ConnPhase, ConnState};
 use super::server::{RegisteredConn, Server};
 use super::tokens::CertificateToken;
@@ -32,9 +33,6 @@ use crate::metrics::{CoreCells, HandshakeKind, TlsRefusal};
 use crate::rt;
 use crate::throttle::Throttle;
 use crate::tls::{Agreed, HandshakeEnd, Session, SharedTls};
-
-/// How long a handshake may take before it can give way: two round trips on a bad mobile network.
-const HANDSHAKE_LEAST: Duration = Duration::from_secs(1);
 
 /// How many turns a step of a handshake waits for one that has not lasted long.
 const TURNS_WAITED_MAX: usize = 256;
@@ -58,17 +56,15 @@ pub struct TlsAcceptor {
     timeout: Duration,
     max: usize,
     cells: &'static CoreCells,
-    /// Those in progress, by their numbers: the oldest comes first.
-    open: RefCell<BTreeMap<u64, Rc<OpenHandshake>>>,
-    next: Cell<u64>,
+    /// Those in progress.
+    open: RefCell<OpenHandshakes<Rc<OpenHandshake>>>,
     logs: RefCell<[Throttle; TlsRefusal::NAMES.len()]>,
 }
 
 /// A handshake in progress.
 struct OpenHandshake {
     state: Rc<ConnState>,
-    since: Instant,
-    gives_way: Cell<bool>,
+    gives_way: Cell<Option<GivesWay>>,
 }
 
 /// Ends a handshake's entry in [`TlsAcceptor`] when dropped.
@@ -80,7 +76,7 @@ struct HandshakeEntry<'a> {
 
 impl Drop for HandshakeEntry<'_> {
     fn drop(&mut self) {
-        self.acceptor.open.borrow_mut().remove(&self.number);
+        self.acceptor.open.borrow_mut().end(self.number);
         self.acceptor.count_open();
     }
 }
@@ -98,30 +94,20 @@ impl TlsAcceptor {
             timeout: options.handshake_timeout,
             max: options.handshakes_max,
             cells,
-            open: RefCell::default(),
-            next: Cell::new(0),
+            open: RefCell::new(OpenHandshakes::new(options.handshakes_max)),
             logs: RefCell::new(std::array::from_fn(|_| Throttle::per_minute())),
         })
     }
 
-    /// Begins a handshake. `None` if there are as many as there may be, and none of them has taken
-    /// long.
-    fn begin(&self, state: &Rc<ConnState>, now: Instant) -> Option<HandshakeEntry<'_>> {
-        let mut open = self.open.borrow_mut();
-        if open.len() >= self.max {
-            let oldest = open.first_entry()?;
-            if now.saturating_duration_since(oldest.get().since) < HANDSHAKE_LEAST {
-                return None;
-            }
-            let oldest = oldest.remove();
-            oldest.gives_way.set(true);
-            oldest.state.wake();
+    /// Begins a handshake. `None` if there are as many as there may be, and none of them gives way.
+    fn begin(&self, state: &Rc<ConnState>) -> Option<HandshakeEntry<'_>> {
+        let of = Rc::new(OpenHandshake { state: state.clone(), gives_way: Cell::new(None) });
+        let peer = state.client().map_or(Peer::Unknown, Peer::of);
+        let (number, gave_way) = self.open.borrow_mut().begin(peer, rt::now(), of.clone())?;
+        if let Some((other, why)) = gave_way {
+            other.gives_way.set(Some(why));
+            other.state.wake();
         }
-        let number = self.next.replace(self.next.get() + 1);
-        let of = OpenHandshake { state: state.clone(), since: now, gives_way: Cell::new(false) };
-        let of = Rc::new(of);
-        open.insert(number, of.clone());
-        drop(open);
         self.count_open();
         Some(HandshakeEntry { acceptor: self, number, of })
     }
@@ -178,7 +164,7 @@ impl SecuredConn<'_> {
     async fn handshake(&self, tls: &TlsClient, alarm: &mut Alarm) -> Result<Session, NoSession> {
         poll_fn(|cx| self.poll_or_overdue(cx, alarm, None, |cx| tls.stream.poll_first_byte(cx)))
             .await?;
-        let Some(entry) = self.acceptor.begin(self.state, rt::now()) else {
+        let Some(entry) = self.acceptor.begin(self.state) else {
             let max = self.acceptor.max;
             let why = format!(
                 "{max} handshakes are in progress on this core (TLS_HANDSHAKES), and none of them for {HANDSHAKE_LEAST:?}; \
@@ -232,11 +218,17 @@ impl SecuredConn<'_> {
     ) -> Poll<Result<T, NoSession>> {
         let SecuredConn { server, state, listed, stream, acceptor, .. } = self;
         state.keep_waker(cx);
-        if open.is_some_and(|open| open.gives_way.get()) {
-            let why = format!(
-                "it was the oldest of {} handshakes in progress on this core (TLS_HANDSHAKES), and another one began",
-                acceptor.max
-            );
+        if let Some(why) = open.and_then(|open| open.gives_way.get()) {
+            let max = acceptor.max;
+            let why = match why {
+                GivesWay::Oldest => format!(
+                    "it was the oldest of {max} handshakes in progress on this core (TLS_HANDSHAKES), and another one began"
+                ),
+                GivesWay::OfBusiest => format!(
+                    "its address has the most of {max} handshakes in progress on this core (TLS_HANDSHAKES), and one of \
+                     another address began"
+                ),
+            };
             return Poll::Ready(Err(NoSession::Refused(TlsRefusal::GaveWay, why)));
         }
         if server.stop.closed.get() || listed.gives_way(server, state, stream) {
@@ -336,13 +328,19 @@ fn judge(error: &Error) -> (TlsRefusal, String) {
             "its client has no certificate; give it one of an authority in TLS_CLIENT_CA"
                 .to_owned(),
         ),
-        Error::InvalidCertificate(why) => (
-            TlsRefusal::ClientCertificate,
-            format!(
-                "its client's certificate is not accepted ({why}); it must be valid, for client authentication, and of an \
-                 authority in TLS_CLIENT_CA"
-            ),
-        ),
+        Error::InvalidCertificate(why) => {
+            let why = match why {
+                CertificateError::Other(why) => why.to_string(),
+                why => why.to_string(),
+            };
+            (
+                TlsRefusal::ClientCertificate,
+                format!(
+                    "its client's certificate is not accepted ({why}); it must be valid, for client authentication, and of an \
+                     authority in TLS_CLIENT_CA"
+                ),
+            )
+        }
         Error::PeerIncompatible(why) => (
             TlsRefusal::Incompatible,
             format!(

@@ -3,7 +3,8 @@
 //! A body of up to [`SMALL_BODY_BYTES`](super::parse::SMALL_BODY_BYTES) is parsed in one turn, at
 //! once. A longer one is parsed in slices between which other tasks run. Only one of those is in
 //! progress, because two would only take twice as long and twice the memory; the others wait in the
-//! order of their arrival, with their bodies only.
+//! order of their arrival, with their bodies only, which mostly are still in the kernel (see
+//! `receive`).
 
 use std::cell::{Cell, RefCell, RefMut};
 use std::future::poll_fn;
@@ -26,7 +27,7 @@ use crate::rt;
 use crate::sync::{Turn, Turns};
 
 /// Longest wait for a turn. A turn takes some milliseconds per MiB, so whoever waits for longer has
-/// hundreds of large bodies before it, and holds memory that others could use.
+/// hundreds of large bodies before it.
 pub const LARGE_WAIT_MAX: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
 
 /// Why a large body is not worked on.

@@ -22,6 +22,8 @@ struct WakeUps {
     /// By time, and by number among those of the same time. As many as tasks wait.
     set: RefCell<BTreeMap<(Instant, u64), Waker>>,
     next_number: Cell<u64>,
+    /// Those up to this time have come.
+    come_until: Cell<Option<Instant>>,
     /// The keeper was started.
     is_kept: Cell<bool>,
     /// The keeper's waker until it is called.
@@ -53,6 +55,12 @@ impl WakeUp {
             WakeUp { at, number, _not_send: PhantomData }
         })
     }
+
+    /// When it comes; `None` if it has come, or may have.
+    pub fn at(&self) -> Option<Instant> {
+        let come_until = WAKE_UPS.with(|wake_ups| wake_ups.come_until.get());
+        Some(self.at).filter(|at| come_until.is_none_or(|until| *at > until))
+    }
 }
 
 impl Drop for WakeUp {
@@ -80,6 +88,7 @@ impl WakeUps {
 
     /// Wakes those whose time has come.
     fn wake_due(&self, now: Instant) {
+        self.come_until.set(Some(now));
         let next = || {
             let mut set = self.set.borrow_mut();
             let first = set.first_entry().filter(|first| first.key().0 <= now)?;

@@ -107,8 +107,6 @@ struct CurrentTurn {
     began_tick: Cell<u64>,
     /// Whether the driver sleeps, naps or does not exist.
     asleep: Cell<bool>,
-    /// Whether the last look has woken tasks for something new.
-    brought_work: Cell<bool>,
     /// What has been polled in this turn.
     polled: Cell<Polled>,
     /// Whose time passes now: the runtime's between two polls.
@@ -147,6 +145,8 @@ struct CpuReading {
 }
 
 thread_local! {
+    /// Whether the last look has woken tasks for something new.
+    static BROUGHT_WORK: Cell<bool> = const { Cell::new(false) };
     static TURN: CurrentTurn = const {
         CurrentTurn {
             observer: Cell::new(None),
@@ -155,7 +155,6 @@ thread_local! {
             before: Cell::new(Duration::ZERO),
             began_tick: Cell::new(0),
             asleep: Cell::new(true),
-            brought_work: Cell::new(false),
             polled: Cell::new(Polled::Nothing),
             running: Cell::new(TaskKind::Runtime),
             attributed: Cell::new(0),
@@ -249,14 +248,14 @@ pub fn look_is_due() -> bool {
 /// To be called in each look at the sockets: whether it has woken tasks for something new.
 #[inline]
 pub fn looked(brought_work: bool) {
-    TURN.with(|turn| turn.brought_work.set(brought_work));
+    BROUGHT_WORK.set(brought_work);
 }
 
 /// Whether the last look at the sockets has woken tasks for something new. They run behind those that
 /// were ready before.
 #[inline]
 pub fn look_brought_work() -> bool {
-    TURN.with(|turn| turn.brought_work.get())
+    BROUGHT_WORK.get()
 }
 
 /// How many polls have begun in this turn, or since the executor has started if there are no turns.
@@ -277,7 +276,7 @@ pub(super) fn reset() {
         turn.observer.set(None);
         turn.since.set(None);
         turn.asleep.set(true);
-        turn.brought_work.set(false);
+        BROUGHT_WORK.set(false);
         turn.running.set(TaskKind::Runtime);
         turn.cpu.set(None);
         turn.clear();

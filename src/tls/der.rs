@@ -1,5 +1,5 @@
-//! The few fields of a certificate that rustls does not tell: until when it is valid, and the common
-//! name of its subject (X.509, RFC 5280, in DER).
+//! The few fields of a certificate that rustls does not tell: until when it is valid, the common name
+//! of its subject, and whether it is an authority's (X.509, RFC 5280, in DER).
 
 /// Bytes that are not the DER that was expected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,7 +16,9 @@ pub struct DerFacts {
     pub common_name: Option<String>,
 }
 
+const BOOLEAN: u8 = 0x01;
 const INTEGER: u8 = 0x02;
+const OCTET_STRING: u8 = 0x04;
 const OBJECT_ID: u8 = 0x06;
 const UTF8_STRING: u8 = 0x0c;
 const PRINTABLE_STRING: u8 = 0x13;
@@ -28,9 +30,13 @@ const SEQUENCE: u8 = 0x30;
 const SET: u8 = 0x31;
 /// `[0] EXPLICIT`, the version.
 const VERSION: u8 = 0xa0;
+/// `[3] EXPLICIT`.
+const EXTENSIONS: u8 = 0xa3;
 
 /// 2.5.4.3, `id-at-commonName`.
 const COMMON_NAME: &[u8] = &[0x55, 0x04, 0x03];
+/// 2.5.29.19, `id-ce-basicConstraints`.
+const BASIC_CONSTRAINTS: &[u8] = &[0x55, 0x1d, 0x13];
 
 /// Reads a certificate.
 ///
@@ -49,6 +55,46 @@ pub fn facts(certificate: &[u8]) -> Result<DerFacts, MalformedDer> {
     let (not_before, not_after) = (validity.time()?, validity.time()?);
     let common_name = common_name(fields.enter(SEQUENCE)?)?;
     Ok(DerFacts { not_before, not_after, common_name })
+}
+
+/// Whether it is the certificate of an authority: its basic constraints say so (RFC 5280, section
+/// 4.2.1.9). In version 1, which cannot say it, one that names itself as its issuer is.
+///
+/// # Errors
+/// It is not a certificate, or is cut.
+pub fn is_authority(certificate: &[u8]) -> Result<bool, MalformedDer> {
+    let mut fields = DerReader(certificate).enter(SEQUENCE)?.enter(SEQUENCE)?;
+    let is_version_1 = !fields.skip_if(VERSION)?;
+    // The serial number and the signature's algorithm.
+    fields.enter(INTEGER)?;
+    fields.enter(SEQUENCE)?;
+    let issuer = fields.enter(SEQUENCE)?;
+    // The validity.
+    fields.enter(SEQUENCE)?;
+    let subject = fields.enter(SEQUENCE)?;
+    if is_version_1 {
+        return Ok(issuer.0 == subject.0);
+    }
+    while !fields.0.is_empty() {
+        let (tag, mut contents) = fields.next()?;
+        if tag == EXTENSIONS {
+            return has_ca_constraint(contents.enter(SEQUENCE)?);
+        }
+    }
+    Ok(false)
+}
+
+fn has_ca_constraint(mut extensions: DerReader<'_>) -> Result<bool, MalformedDer> {
+    while !extensions.0.is_empty() {
+        let mut extension = extensions.enter(SEQUENCE)?;
+        if extension.enter(OBJECT_ID)?.0 == BASIC_CONSTRAINTS {
+            // Whether it is critical.
+            extension.skip_if(BOOLEAN)?;
+            let mut constraints = extension.enter(OCTET_STRING)?.enter(SEQUENCE)?;
+            return Ok(matches!(constraints.next(), Ok((BOOLEAN, DerReader([0xff])))));
+        }
+    }
+    Ok(false)
 }
 
 fn common_name(mut subject: DerReader<'_>) -> Result<Option<String>, MalformedDer> {
@@ -102,12 +148,13 @@ impl<'a> DerReader<'a> {
         }
     }
 
-    /// Skips the next element if it has this tag.
-    fn skip_if(&mut self, tag: u8) -> Result<(), MalformedDer> {
-        if self.0.first() == Some(&tag) {
+    /// Skips the next element if it has this tag, and says so.
+    fn skip_if(&mut self, tag: u8) -> Result<bool, MalformedDer> {
+        let is_there = self.0.first() == Some(&tag);
+        if is_there {
             self.next()?;
         }
-        Ok(())
+        Ok(is_there)
     }
 
     /// `YYMMDDHHMMSSZ` or `YYYYMMDDHHMMSSZ` (RFC 5280, section 4.1.2.5).
@@ -210,6 +257,61 @@ mod tests {
         assert_eq!(common_name(DerReader(&two)), Ok(None));
     }
 
+    /// A certificate of version 1 with this issuer and subject, whose signature nobody looks at.
+    fn version_1(issuer: &[u8], subject: &[u8]) -> Vec<u8> {
+        let element = |tag: u8, contents: &[u8]| [&[tag, contents.len() as u8], contents].concat();
+        let time = element(UTC_TIME, b"200101000000Z");
+        let fields = [
+            element(INTEGER, &[1]),
+            element(SEQUENCE, &[]),
+            element(SEQUENCE, issuer),
+            element(SEQUENCE, &time.repeat(2)),
+            element(SEQUENCE, subject),
+            element(SEQUENCE, &[]),
+        ];
+        element(SEQUENCE, &element(SEQUENCE, &fields.concat()))
+    }
+
+    #[test]
+    fn an_authority_says_that_it_is_one() {
+        use rcgen::{BasicConstraints, CustomExtension, IsCa};
+        let key = KeyPair::generate().unwrap();
+        let of = |is_ca: IsCa, extensions: Vec<CustomExtension>| {
+            let mut params = CertificateParams::new(vec!["x.test".to_owned()]).unwrap();
+            (params.is_ca, params.custom_extensions) = (is_ca, extensions);
+            params.self_signed(&key).unwrap().der().to_vec()
+        };
+        let constraints = |critical: bool, contents: &[u8]| {
+            let mut extension =
+                CustomExtension::from_oid_content(&[2, 5, 29, 19], contents.to_vec());
+            extension.set_criticality(critical);
+            of(IsCa::NoCa, vec![extension])
+        };
+        let none = {
+            let params = CertificateParams::new(Vec::new()).unwrap();
+            params.self_signed(&key).unwrap().der().to_vec()
+        };
+        for (certificate, expected) in [
+            (of(IsCa::Ca(BasicConstraints::Unconstrained), Vec::new()), true),
+            (of(IsCa::Ca(BasicConstraints::Constrained(0)), Vec::new()), true),
+            (of(IsCa::ExplicitNoCa, Vec::new()), false),
+            (of(IsCa::NoCa, Vec::new()), false),
+            (none, false),
+            (constraints(false, &[SEQUENCE, 3, BOOLEAN, 1, 0xff]), true),
+            (constraints(true, &[SEQUENCE, 3, BOOLEAN, 1, 0xff]), true),
+            (constraints(true, &[SEQUENCE, 3, BOOLEAN, 1, 0]), false),
+            (constraints(true, &[SEQUENCE, 0]), false),
+            (constraints(true, &[SEQUENCE, 3, INTEGER, 1, 0]), false),
+            (version_1(b"\x31\0", b"\x31\0"), true),
+            (version_1(b"\x31\0", b""), false),
+        ] {
+            assert_eq!(is_authority(&certificate), Ok(expected), "{certificate:?}");
+            for length in 0..certificate.len() {
+                assert_eq!(is_authority(&certificate[..length]), Err(MalformedDer), "{length}");
+            }
+        }
+    }
+
     /// Every cut and every changed byte: a verdict, never a panic.
     #[test]
     fn what_is_no_certificate_is_malformed() {
@@ -221,7 +323,7 @@ mod tests {
             for bits in [0x01, 0x80, 0xff] {
                 let mut changed = whole.clone();
                 changed[at] ^= bits;
-                let _any_verdict = facts(&changed);
+                let _any_verdict = (facts(&changed), is_authority(&changed));
             }
         }
         for text in [&b""[..], b"\x30", b"\x30\x80\0\0", b"\x30\x84\0\0\0\0", b"-----BEGIN"] {

@@ -28,6 +28,8 @@ pub struct TlsError {
 pub struct PemFile {
     pub certificates: Vec<CertificateDer<'static>>,
     pub keys: Vec<PrivateKeyDer<'static>>,
+    /// A key in it needs a passphrase.
+    pub has_encrypted_key: bool,
     /// What else it holds.
     pub labels: PemLabels,
 }
@@ -104,9 +106,15 @@ impl PemFile {
         if labels.0.is_empty() {
             return Err(not_pem(text));
         }
-        let mut file = PemFile { certificates: Vec::new(), keys: Vec::new(), labels };
+        let has_encrypted_key = has_encrypted_key(text);
+        let (certificates, keys) = (Vec::new(), Vec::new());
+        let mut file = PemFile { certificates, keys, has_encrypted_key, labels };
+        let broken = |error| match has_encrypted_key {
+            true => PairError::KeyEncrypted,
+            false => PairError::BrokenPem(pem_flaw(&error)),
+        };
         for section in <(SectionKind, Vec<u8>)>::pem_slice_iter(text) {
-            let (kind, der) = section.map_err(|error| PairError::BrokenPem(pem_flaw(&error)))?;
+            let (kind, der) = section.map_err(broken)?;
             match kind {
                 SectionKind::Certificate => file.certificates.push(der.into()),
                 SectionKind::RsaPrivateKey => file.keys.push(PrivateKeyDer::Pkcs1(der.into())),
@@ -117,13 +125,15 @@ impl PemFile {
         }
         Ok(file)
     }
+}
 
-    /// Whether a key in it needs a passphrase. The older form says so in a line of its own.
-    pub fn has_encrypted_key(path: &Path) -> bool {
-        let bytes = read_bytes(path).unwrap_or_default();
-        let text = String::from_utf8_lossy(&bytes);
-        text.contains("-----BEGIN ENCRYPTED PRIVATE KEY") || text.contains("Proc-Type: 4,ENCRYPTED")
-    }
+/// Whether a key needs a passphrase. The older form, which is not PEM as it is read here, says so in a
+/// line of its own.
+fn has_encrypted_key(text: &[u8]) -> bool {
+    text.split(|byte| *byte == b'\n').any(|line| {
+        line.starts_with(b"-----BEGIN ENCRYPTED PRIVATE KEY")
+            || line.starts_with(b"Proc-Type: 4,ENCRYPTED")
+    })
 }
 
 /// Opens without blocking: a pipe without a writer would delay the start.

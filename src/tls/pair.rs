@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use futures_rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use futures_rustls::pki_types::CertificateDer;
 use futures_rustls::rustls::crypto::CryptoProvider;
 use futures_rustls::rustls::sign::{CertifiedKey, SigningKey};
 use futures_rustls::rustls::{Error, InconsistentKeys, SignatureAlgorithm, SignatureScheme};
@@ -81,6 +81,11 @@ pub enum PairError {
     LeafNotFirst(usize),
     #[error("has no certificate that can be an authority's: {0}")]
     NoAuthority(String),
+    #[error(
+        "has a certificate that is no authority's (CA:TRUE), number {0}: its owner could sign certificates of \
+         other clients; give the certificate of the authority that signed it"
+    )]
+    NotAuthority(usize),
     #[error("expired {0} days ago, and the one in effect is still valid")]
     Expired(i64),
 }
@@ -176,7 +181,8 @@ pub struct LoadedPair {
     pub facts: CertificateFacts,
 }
 
-/// Loads one pair. Blocks.
+/// Loads one pair. Blocks. Reads each file once: a pipe has its bytes once, and a file may be replaced
+/// in between.
 ///
 /// # Errors
 /// The file that cannot be used.
@@ -185,14 +191,16 @@ pub fn load(files: &PairFiles, provider: &CryptoProvider) -> Result<LoadedPair, 
     let of_cert = |problem| TlsError { setting: "TLS_CERT", path: cert.clone(), problem };
     let setting = if key == cert { "TLS_CERT" } else { "TLS_KEY" };
     let of_key = |problem| TlsError { setting, path: key.clone(), problem };
-    let PemFile { certificates, labels, .. } = PemFile::read(cert).map_err(of_cert)?;
-    if certificates.is_empty() {
-        return Err(of_cert(match labels.has("CERTIFICATE REQUEST") {
+    let file = PemFile::read(cert).map_err(of_cert)?;
+    if file.certificates.is_empty() {
+        return Err(of_cert(match file.labels.has("CERTIFICATE REQUEST") {
             true => PairError::OnlyRequest,
-            false => PairError::NoCertificate(labels),
+            false => PairError::NoCertificate(file.labels),
         }));
     }
-    let key = read_key(key, provider).map_err(of_key)?;
+    let certificates = file.certificates.clone();
+    let key_file = if key == cert { Ok(file) } else { PemFile::read(key) };
+    let key = key_file.and_then(|file| only_key(file, provider)).map_err(of_key)?;
     let chain = parse_chain(&certificates).map_err(of_cert)?;
     let certified = CertifiedKey::new(certificates.clone(), key.clone());
     if let Err(error) = certified.keys_match() {
@@ -246,12 +254,12 @@ fn times(path: &Path, certificate: &CertificateDer<'_>) -> Result<CertificateFac
     })
 }
 
-fn read_key(path: &Path, provider: &CryptoProvider) -> Result<Arc<dyn SigningKey>, PairError> {
-    if PemFile::has_encrypted_key(path) {
+/// The key in a file.
+fn only_key(file: PemFile, provider: &CryptoProvider) -> Result<Arc<dyn SigningKey>, PairError> {
+    let PemFile { mut keys, has_encrypted_key, labels, .. } = file;
+    if has_encrypted_key {
         return Err(PairError::KeyEncrypted);
     }
-    let PemFile { keys, labels, .. } = PemFile::read(path)?;
-    let mut keys: Vec<PrivateKeyDer<'static>> = keys;
     match keys.len() {
         0 => Err(PairError::NoKey(labels)),
         1 => {

@@ -130,7 +130,8 @@ impl Session {
             self.held = Vec::new();
             return Ok(());
         }
-        if self.held.len() + rest.len() > HELD_BYTES_MAX {
+        // A full one could not grow, so what it waits for would never come.
+        if self.held.len() + rest.len() >= HELD_BYTES_MAX {
             self.broken = true;
             self.held = Vec::new();
             return Err(Error::PeerSentOversizedRecord);
@@ -224,6 +225,9 @@ impl Session {
     /// # Errors
     /// The session has ended or failed.
     pub(super) fn encrypt(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        if self.closed {
+            return Err(Error::HandshakeNotComplete);
+        }
         let mut is_done = false;
         self.run_held(|traffic, out| {
             is_done = true;
@@ -231,7 +235,7 @@ impl Session {
             let room = bytes.len() + records * RECORD_OVERHEAD;
             append(out, room, |room| traffic.encrypt(bytes, room))
         })?;
-        if is_done && !self.closed { Ok(()) } else { Err(Error::HandshakeNotComplete) }
+        if is_done { Ok(()) } else { Err(Error::HandshakeNotComplete) }
     }
 
     /// Appends to `out` that no more is sent, unless that was done.

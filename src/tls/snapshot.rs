@@ -12,10 +12,13 @@ use futures_rustls::rustls::server::{
 };
 use futures_rustls::rustls::{RootCertStore, version};
 
+use super::client_verifier::ShortChainVerifier;
+use super::der;
 use super::files::PemFile;
 pub use super::files::TlsError;
 use super::pair::{self, CertificateFacts, LoadedPair, PairError, unix_now};
 use super::sni::CertificatesByName;
+use super::tickets::CertifiedTickets;
 use super::{HTTP_1_1, PROTOCOLS};
 use crate::config::TlsOptions;
 
@@ -91,7 +94,7 @@ impl TlsSnapshot {
             Some(before) if before.authorities == authorities => {
                 [before.ingest.ticketer.clone(), before.admin.ticketer.clone()]
             }
-            _ => [new_tickets(), new_tickets()],
+            _ => [Arc::new(CertifiedTickets(new_tickets())) as _, new_tickets()],
         };
         let [of_ingest, of_admin] = tickets;
         let names = pairs.iter().map(|pair| (pair.key.clone(), pair.facts.names.as_slice()));
@@ -156,10 +159,15 @@ fn verifier(
         roots
             .add(authority.clone())
             .map_err(|error| PairError::BadCertificate { nth: at + 1, why: error.to_string() })?;
+        // A client's certificate among them would make its owner an authority.
+        if !der::is_authority(authority).unwrap_or(false) {
+            return Err(PairError::NotAuthority(at + 1));
+        }
     }
     let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
     let builder = if needs_certificate { builder } else { builder.allow_unauthenticated() };
-    builder.build().map_err(|error| PairError::NoAuthority(error.to_string()))
+    let verifier = builder.build().map_err(|error| PairError::NoAuthority(error.to_string()))?;
+    Ok(Arc::new(ShortChainVerifier(verifier)))
 }
 
 /// Keys of tickets that are made anew every six hours, and accepted for six more.

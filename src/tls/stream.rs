@@ -163,23 +163,24 @@ impl TlsStream {
             if session.has_ended() {
                 return Poll::Ready(Ok(false));
             }
-            let taken = if session.held() > 0 && self.socket.waiting() >= BUFFER_BYTES {
-                session.take_held(|held| {
+            let (mut waited, mut taken) = (0, Ok(()));
+            if session.held() > 0 && self.socket.waiting() >= BUFFER_BYTES {
+                taken = session.take_held(|held| {
                     let most = HELD_BYTES_MAX - held.len();
                     held.reserve(most);
-                    self.socket.receive_waiting(held, most);
-                })
-            } else {
+                    waited = self.socket.receive_waiting(held, most);
+                });
+            }
+            if waited == 0 && taken.is_ok() {
                 // A client that closes without an alert has ended as well: what it has sent says
                 // itself whether it is complete.
                 let Some(mut received) = ready!(self.socket.poll_received(cx))? else {
                     session.end();
                     continue;
                 };
-                let taken = session.take(received.bytes_mut());
+                taken = session.take(received.bytes_mut());
                 received.take(received.len());
-                taken
-            };
+            }
             self.send_ahead(session);
             if let Err(error) = taken {
                 return Poll::Ready(Err(io::Error::new(ErrorKind::InvalidData, error)));

@@ -50,14 +50,31 @@ impl Authority {
     }
 
     /// A client's certificate and key, as DER.
-    fn client(&self, name: &str) -> (Vec<u8>, Vec<u8>) {
-        let key = KeyPair::generate().unwrap();
+    fn client(&self, name: &str) -> ClientPair {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.distinguished_name.push(DnType::CommonName, name);
+        self.client_of(params)
+    }
+
+    /// The same, valid until this time, in seconds since 1970.
+    fn client_until(&self, unix_seconds: i64) -> ClientPair {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.not_after = time::OffsetDateTime::from_unix_timestamp(unix_seconds).unwrap();
+        self.client_of(params)
+    }
+
+    fn client_of(&self, mut params: CertificateParams) -> ClientPair {
+        let key = KeyPair::generate().unwrap();
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         let certificate = params.signed_by(&key, &self.0).unwrap();
-        (certificate.der().to_vec(), key.serialize_der())
+        ClientPair { chain: vec![certificate.der().to_vec()], key: key.serialize_der() }
     }
+}
+
+/// A client's certificate, with what it sends along, and its key, as DER.
+struct ClientPair {
+    chain: Vec<Vec<u8>>,
+    key: Vec<u8>,
 }
 
 /// Files in a directory of their own.

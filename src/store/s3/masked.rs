@@ -75,7 +75,8 @@ pub(super) fn mask_keys(text: &str) -> String {
         let begins = masked.chars().next_back().is_none_or(is_between);
         rest = &rest[start..];
         let end_of = |is_end: &dyn Fn(char) -> bool| rest.find(is_end).unwrap_or(rest.len());
-        let whole = &rest[..end_of(&is_between)];
+        // Of a URL only the path: its query may hold keys.
+        let whole = &rest[..end_of(&|c| is_between(c) || "?&=".contains(c))];
         let is_name = whole.starts_with("arn:") || whole.starts_with('/') && !may_be_secret(whole);
         let (word, is_shown) = match begins && is_name {
             true => (whole, true),
@@ -92,7 +93,9 @@ pub(super) fn mask_keys(text: &str) -> String {
 
 /// Whether what begins like a path may be a secret access key.
 fn may_be_secret(word: &str) -> bool {
-    let is_base64 = |c: char| c.is_ascii_alphanumeric() || "+/=".contains(c);
+    let is_base64 = |c: char| c.is_ascii_alphanumeric() || "+/".contains(c);
+    // It may end a sentence.
+    let word = word.trim_end_matches(|c| !is_base64(c));
     word.len() == SECRET_KEY_BYTES && word.chars().all(is_base64) && is_mixed(word)
 }
 
@@ -214,6 +217,10 @@ mod tests {
             ("arn:aws:iam::1:role/r,ASIAIOSFODNN7EXAMPLE", "arn:aws:iam::1:role/r,***"),
             ("sig-d033e22ae348aeb5660fc2140aec3585", "***"),
             ("(/a AKIAIOSFODNN7EXAMPLE)", "(/a ***)"),
+            ("it is /JalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY.", "it is ***."),
+            ("/JalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY: unknown", "***: unknown"),
+            ("GET /?Action=A&Token=eyJhbGciOiJSUzI1NiJ9a1", "GET /?Action=A&Token=***"),
+            ("at /x?X-Amz-Security-Token=IQoJb3JpZ2luX2VjEB0a", "at /x?X-Amz-Security-Token=***"),
             ("(eyJhbGciOiJSUzI1NiJ9.eyJpc3MiOiJodHRwczovL3N0cyJ9.x)", "(***.***.x)"),
             ("a1b2c3d4e5f60718", "***"),
         ] {

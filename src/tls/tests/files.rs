@@ -43,6 +43,8 @@ fn a_file_that_cannot_be_used_is_named_with_the_remedy() {
     let utf16: Vec<u8> = cert.encode_utf16().flat_map(u16::to_le_bytes).collect();
     let not_base64 = cert.replace("MII", "M!I");
     let unsupported = pem_of("PRIVATE KEY", &[0x30, 3, 2, 1, 0]);
+    let second_leaf = [authority.pem(), cert.clone()].concat();
+    let both_older = [&cert, older].concat();
     let twice = [key_pem.clone(), other_key.clone()].concat();
     for (name, wrong, says) in [
         ("TLS_CERT", &b""[..], "is empty"),
@@ -57,6 +59,7 @@ fn a_file_that_cannot_be_used_is_named_with_the_remedy() {
         ("TLS_CERT", request.as_bytes(), "holds a certificate request, not a certificate"),
         ("TLS_CERT", no_certificate.as_bytes(), "a certificate that cannot be parsed, number 1"),
         ("TLS_CERT", leaf_last.as_bytes(), "has the certificate of its key as number 2: it must"),
+        ("TLS_CERT", both_older.as_bytes(), "holds an encrypted key"),
         ("TLS_KEY", b"", "is empty"),
         ("TLS_KEY", &key.serialize_der(), "or with `openssl pkey -inform DER` if it is a key"),
         ("TLS_KEY", cert.as_bytes(), "holds no private key but CERTIFICATE"),
@@ -69,6 +72,12 @@ fn a_file_that_cannot_be_used_is_named_with_the_remedy() {
         ("TLS_CLIENT_CA", key_pem.as_bytes(), "holds no certificate but PRIVATE KEY"),
         ("TLS_CLIENT_CA", b"x", "is not PEM"),
         ("TLS_CLIENT_CA", no_certificate.as_bytes(), "cannot be parsed, number 1"),
+        (
+            "TLS_CLIENT_CA",
+            cert.as_bytes(),
+            "has a certificate that is no authority's (CA:TRUE), number 1",
+        ),
+        ("TLS_CLIENT_CA", second_leaf.as_bytes(), "that is no authority's (CA:TRUE), number 2"),
     ] {
         let wrong = dir.write("wrong", wrong);
         let mut settings = vec![("TLS_CERT", text(&good_cert)), ("TLS_KEY", text(&good_key))];
@@ -81,6 +90,28 @@ fn a_file_that_cannot_be_used_is_named_with_the_remedy() {
         let secret: Vec<_> = key_pem.lines().filter(|line| !line.starts_with('-')).collect();
         assert!(secret.iter().all(|line| !said.contains(line)), "{said}");
     }
+}
+
+/// A pipe, as `<(…)` of a shell, has its bytes once.
+#[test]
+fn a_file_is_read_once() {
+    use std::io::Write as _;
+    use std::os::fd::AsRawFd as _;
+    let dir = Dir::new();
+    let (root, key) = (Authority::new("root"), KeyPair::generate().unwrap());
+    let (cert, key_pem) = (root.server(&["a.test"], &key), key.serialize_pem());
+    let cert_file = dir.write("cert.pem", &cert);
+    let piped = |bytes: &str| {
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        writer.write_all(bytes.as_bytes()).unwrap();
+        let path = format!("/proc/self/fd/{}", reader.as_raw_fd());
+        (reader, path)
+    };
+    let (_open, path) = piped(&key_pem);
+    let snapshot = read(&[("TLS_CERT", text(&cert_file)), ("TLS_KEY", &path)]).unwrap();
+    assert_eq!(snapshot.certificates[0].names, ["a.test"]);
+    let (_open, path) = piped(&(cert + &key_pem));
+    assert_eq!(read(&[("TLS_CERT", &path)]).unwrap().certificates[0].names, ["a.test"]);
 }
 
 #[test]

@@ -5,13 +5,15 @@ use futures_rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use futures_rustls::rustls::client::ClientConnection;
 use futures_rustls::rustls::crypto::ring;
 use futures_rustls::rustls::{
-    ClientConfig, Error, ProtocolVersion, RootCertStore, SupportedProtocolVersion, version,
+    CertificateError, ClientConfig, Error, ProtocolVersion, RootCertStore,
+    SupportedProtocolVersion, version,
 };
 use rcgen::KeyPair;
 
+use super::super::pair::unix_now;
 use super::super::session::{Agreed, HELD_BYTES_MAX, PLAIN_BYTES_MAX, Session};
 use super::super::snapshot::TlsSnapshot;
-use super::{Authority, Dir, text};
+use super::{Authority, ClientPair, Dir, text};
 use crate::config::Config;
 use crate::rt;
 
@@ -38,7 +40,7 @@ impl Lab {
     fn client_config(
         &self,
         version: &'static SupportedProtocolVersion,
-        certificate: Option<(Vec<u8>, Vec<u8>)>,
+        certificate: Option<ClientPair>,
     ) -> Arc<ClientConfig> {
         let mut roots = RootCertStore::empty();
         roots.add(self.root.0.der().clone()).unwrap();
@@ -48,9 +50,9 @@ impl Lab {
             .with_root_certificates(roots);
         let config = match certificate {
             None => builder.with_no_client_auth(),
-            Some((certificate, key)) => builder
+            Some(ClientPair { chain, key }) => builder
                 .with_client_auth_cert(
-                    vec![CertificateDer::from(certificate)],
+                    chain.into_iter().map(CertificateDer::from).collect(),
                     PrivateKeyDer::Pkcs8(key.into()),
                 )
                 .unwrap(),
@@ -201,6 +203,77 @@ fn a_ticket_continues_a_session_with_its_certificate() {
             assert_eq!(session.agreed(), Agreed { version: number, resumed, is_h2: false });
             let name = session.client_certificate().unwrap().common_name;
             assert_eq!(name.as_deref(), Some("gate-7"));
+        }
+    }
+}
+
+/// Then a full handshake decides.
+#[test]
+fn a_ticket_is_good_no_longer_than_the_certificate_in_it() {
+    let (lab, mut rng) = (Lab::new(true, true), rng());
+    let not_after = unix_now() + 2;
+    let meetings = VERSIONS.map(|version| {
+        let config = lab.client_config(version, Some(lab.root.client_until(not_after)));
+        for resumed in [false, true] {
+            let (mut client, mut session) = lab.meet(&config);
+            handshake(&mut client, &mut session, &mut rng).unwrap();
+            assert_eq!(session.agreed().resumed, resumed);
+        }
+        config
+    });
+    while unix_now() <= not_after {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    for config in meetings {
+        let (mut client, mut session) = lab.meet(&config);
+        let refused = fails(&mut client, &mut session, &mut rng);
+        let is_expired = matches!(
+            refused,
+            Error::InvalidCertificate(
+                CertificateError::Expired | CertificateError::ExpiredContext { .. }
+            )
+        );
+        assert!(is_expired, "{refused:?}");
+    }
+}
+
+/// What a client sends beside its certificate is bounded before anybody looks at it.
+#[test]
+fn a_client_sends_no_more_than_a_few_authorities() {
+    let (lab, mut rng) = (Lab::new(true, true), rng());
+    let mut above = vec![Authority::new("unused")];
+    let mut next = lab.root.below("authority 1").1;
+    for number in 2..=7 {
+        let below = next.below(&format!("authority {number}")).1;
+        above.push(std::mem::replace(&mut next, below));
+    }
+    // Of one name, so that each may have signed each other one.
+    let fillers: Vec<_> = (0..60).map(|_| Authority::new("filler").0.der().to_vec()).collect();
+    for version in VERSIONS {
+        for (authorities, fillers, is_accepted) in [
+            (1, &[][..], true),
+            (5, &[], true),
+            (4, &fillers[..1], true),
+            (6, &[], false),
+            (5, &fillers[..1], false),
+            (1, &fillers[..], false),
+        ] {
+            let mut pair = above[authorities].client("gate-7");
+            let of_path = above[1..=authorities].iter().rev();
+            pair.chain.extend(of_path.map(|authority| authority.0.der().to_vec()));
+            pair.chain.extend_from_slice(fillers);
+            let (mut client, mut session) = lab.meet(&lab.client_config(version, Some(pair)));
+            if is_accepted {
+                handshake(&mut client, &mut session, &mut rng).unwrap();
+                continue;
+            }
+            let refused = fails(&mut client, &mut session, &mut rng);
+            let Error::InvalidCertificate(CertificateError::Other(why)) = refused else {
+                panic!("{refused:?}")
+            };
+            let said =
+                format!("it comes with {} others, and up to 5 may", authorities + fillers.len());
+            assert!(why.to_string().starts_with(&said), "{why}");
         }
     }
 }

@@ -298,6 +298,39 @@ fn a_crowd_of_handshakes_keeps_nobody_out() {
     nothing_left(&server, &[outcome]);
 }
 
+/// Begins handshakes from one address, which is not the good client's.
+fn half_hellos_of_one_address(raid: &mut Raid) {
+    let hello = raid.hello();
+    let mut held: Vec<Client> = Vec::new();
+    while raid.turn() {
+        if held.len() >= raid.connections {
+            held.remove(0);
+        }
+        let mut client = Client::connect_from([127, 0, 0, 9].into(), raid.server);
+        client.stream.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
+        client.try_send(&hello[..hello.len() / 2]);
+        held.push(client);
+    }
+}
+
+/// A crowd of one address that begins more handshakes in a second than there are places, so that none
+/// of them gets old: its own give way to the good client.
+#[test]
+fn a_crowd_of_one_address_keeps_nobody_else_out() {
+    let settings = [("TLS_HANDSHAKES", "64"), ("TLS_HANDSHAKE_TIMEOUT", "30s"), ("CORES", "0")];
+    let (server, configs) = start(&settings);
+    let crowd = Attack {
+        name: "a crowd of one address",
+        connections: 400,
+        per_second: 400,
+        run: half_hellos_of_one_address,
+    };
+    let outcome = beside(&server, &crowd, &configs, 2 * ATTACK_TIME);
+    assert!(refusals(&server, "busy") > 0, "the crowd is not let in faster for it");
+    assert!(refusals(&server, "gave_way") > 0);
+    nothing_left(&server, &[outcome]);
+}
+
 /// Encrypts what rustls does not send, as its session would.
 struct Forger {
     stream: TcpStream,
@@ -329,12 +362,17 @@ impl Forger {
         Forger { stream, encrypter, next, version }
     }
 
-    /// Sends a record with this content, as if it were of `kind`.
-    fn try_send(&mut self, kind: ContentType, content: &[u8]) -> bool {
+    /// The next record, with this content, as if it were of `kind`.
+    fn record(&mut self, kind: ContentType, content: &[u8]) -> Vec<u8> {
         let plain =
             OutboundPlainMessage { typ: kind, version: self.version, payload: content.into() };
         let record = self.encrypter.encrypt(plain, self.next).unwrap().encode();
         self.next += 1;
+        record
+    }
+
+    fn try_send(&mut self, kind: ContentType, content: &[u8]) -> bool {
+        let record = self.record(kind, content);
         self.stream.write_all(&record).is_ok()
     }
 }
@@ -385,9 +423,44 @@ fn unknown_records(raid: &mut Raid) {
     forged(raid, TLS13, ContentType::Unknown(99), b"x", 4);
 }
 
+/// The longest message, in records that come at once: more than may be held of one.
+fn long_message(raid: &mut Raid, version: usize) {
+    const NEW_SESSION_TICKET: u8 = 4;
+    let message = [&[NEW_SESSION_TICKET, 0, 0xff, 0xff][..], &[0; 0xffff]].concat();
+    while raid.turn() {
+        let Some(client) = raid.shake(version) else { continue };
+        let mut forger = Forger::of(client);
+        let records = message.chunks(16 << 10);
+        let records: Vec<u8> =
+            records.flat_map(|part| forger.record(ContentType::Handshake, part)).collect();
+        let _or_it_is_cut = forger.stream.write_all(&records);
+        ends(&forger.stream);
+    }
+}
+
+fn long_message_of_13(raid: &mut Raid) {
+    long_message(raid, TLS13);
+}
+
+fn long_message_of_12(raid: &mut Raid) {
+    long_message(raid, TLS12);
+}
+
 #[test]
 fn messages_of_handshakes_after_the_handshake() {
     let attacks = [
+        Attack {
+            name: "long message, 1.3",
+            connections: 1,
+            per_second: 20,
+            run: long_message_of_13,
+        },
+        Attack {
+            name: "long message, 1.2",
+            connections: 1,
+            per_second: 20,
+            run: long_message_of_12,
+        },
         Attack { name: "renegotiation", connections: 1, per_second: 40, run: renegotiation },
         Attack { name: "second hello", connections: 1, per_second: 40, run: second_hello },
         Attack { name: "key updates", connections: 1, per_second: 20, run: key_updates },

@@ -235,16 +235,7 @@ impl Server {
 
     /// Waits until every gauge of every stage is back at zero: invariant 4.
     pub fn wait_idle(&self) {
-        self.wait("every gauge at zero", |metrics| {
-            let gauges = metrics.gauges();
-            for (name, _) in NOT_ZERO {
-                assert!(gauges.contains(&name), "NOT_ZERO: {name} is no gauge");
-            }
-            let is_zero = |name: &&str| {
-                NOT_ZERO.iter().any(|(kept, _)| kept == name) || metrics.sum(name) == 0
-            };
-            gauges.iter().all(is_zero)
-        });
+        self.wait("every gauge at zero", |metrics| metrics.not_zero().is_empty());
     }
 
     /// Name and bytes of every object of the `file:` store in `data`, the default.
@@ -380,9 +371,20 @@ impl Metrics {
     }
 
     /// Names of all gauges of the scrape.
-    fn gauges(&self) -> Vec<&str> {
+    pub fn gauges(&self) -> Vec<&str> {
         let name = |line| str::strip_prefix(line, "# TYPE ")?.strip_suffix(" gauge");
         self.0.lines().filter_map(name).collect()
+    }
+
+    /// The gauges that are not zero, those aside that need not be.
+    pub fn not_zero(&self) -> Vec<&str> {
+        let mut gauges = self.gauges();
+        for (name, _) in NOT_ZERO {
+            assert!(gauges.contains(&name), "NOT_ZERO: {name} is no gauge");
+        }
+        let is_kept = |name: &str| NOT_ZERO.iter().any(|(kept, _)| *kept == name);
+        gauges.retain(|name| !is_kept(name) && self.sum(name) != 0);
+        gauges
     }
 
     pub fn requests(&self, status: u16) -> u64 {

@@ -273,6 +273,9 @@ impl ReplyReader {
             return Err(Malformed::Chunk);
         }
         match httparse::parse_chunk_size(bytes).map_err(|_| Malformed::Chunk)? {
+            httparse::Status::Complete((line, _)) if has_bare_line_feed(&bytes[..line]) => {
+                return Err(Malformed::Chunk);
+            }
             httparse::Status::Complete((line, 0)) => {
                 self.parsed += line;
                 self.state = State::Trailers;
@@ -312,6 +315,9 @@ impl ReplyReader {
         let bytes = &self.buffer[self.parsed..self.filled];
         let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
         match httparse::parse_headers(bytes, &mut headers).map_err(Malformed::NotHttp)? {
+            httparse::Status::Complete((length, _)) if has_bare_line_feed(&bytes[..length]) => {
+                return Err(Malformed::Chunk);
+            }
             httparse::Status::Complete((length, _)) => {
                 self.parsed += length;
                 self.state = State::Done;
@@ -411,6 +417,12 @@ impl Head {
 
 fn bound_head(bytes: usize) -> Result<(), Malformed> {
     if bytes > HEAD_BYTES_MAX { Err(Malformed::HeadTooLong) } else { Ok(()) }
+}
+
+/// Whether there is a line feed without a carriage return, which ends a line for some parsers and
+/// not for others.
+fn has_bare_line_feed(bytes: &[u8]) -> bool {
+    memchr::memchr_iter(b'\n', bytes).any(|at| at == 0 || bytes[at - 1] != b'\r')
 }
 
 /// Digits and nothing else.

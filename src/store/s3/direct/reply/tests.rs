@@ -128,6 +128,10 @@ fn what_is_not_clear_is_refused() {
     for (chunks, expected) in [
         ("\r\n", Chunk),
         ("x\r\n", Chunk),
+        ("1;x\n=y\r\n", Chunk),
+        ("0;\n\r\n", Chunk),
+        ("0\r\nx: 1\n\r\n", Chunk),
+        ("0\r\n\n", Chunk),
         ("1\r\nabc", Chunk),
         ("fffffffffffffffff\r\n", Chunk),
         ("ffffffffffffffff\r\n", Malformed::BodyTooLong),
