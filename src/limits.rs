@@ -308,12 +308,12 @@ mod tests {
             (connections * each + streams * HEAD_BYTES_MAX) as u64
         };
         assert_eq!(more(&[("H2", "tls")]), 0, "no address has TLS");
-        assert_eq!(more(&[all]), of(1024, 100, H2_STREAM_BYTES));
+        assert_eq!(more(&[all]), of(256, 100, H2_STREAM_BYTES));
         let few = [all, ("H2_CONNECTIONS", "7"), ("H2_STREAMS", "3")];
         assert_eq!(more(&few), of(7, 3, H2_STREAM_BYTES));
         let meta = ("META", "client");
         let with_meta = memory(&[all, meta]) - memory(&[meta]);
-        assert_eq!(with_meta, of(1024, 100, H2_STREAM_BYTES + HEAD_BYTES_MAX));
+        assert_eq!(with_meta, of(256, 100, H2_STREAM_BYTES + HEAD_BYTES_MAX));
         let bounded =
             memory(&[all, ("MAX_CONNECTIONS", "10")]) - memory(&[("MAX_CONNECTIONS", "10")]);
         assert_eq!(bounded, of(10, 100, H2_STREAM_BYTES));

@@ -75,7 +75,7 @@ mod tests {
     #[test]
     fn bounds_are_checked() {
         let defaults = Config::from_settings(&[]).unwrap().h2;
-        assert_eq!((defaults.connections_max, defaults.streams_max), (1024, 100));
+        assert_eq!((defaults.connections_max, defaults.streams_max), (256, 100));
         for (name, bad) in [
             ("H2", "on"),
             ("H2_STREAMS", "0"),

@@ -134,7 +134,7 @@ pub const SETTINGS: &[Setting] = &[
         "Memory per core for bodies being read, decompressed or waiting for queue space, at least 2 × MAX_LENGTH. When it is used up, stalled bodies get 408; if there are none, requests get 503."),
     row(LIMITS, "MAX_CONNECTIONS", "N", "16384",
         "Open client connections per core, 1 to 1000000. Beyond it idle ones are closed for new ones; if all are busy, the kernel queues the rest. Each needs a file descriptor."),
-    row(LIMITS, "H2_CONNECTIONS", "N", "1024",
+    row(LIMITS, "H2_CONNECTIONS", "N", "256",
         "Open HTTP/2 connections per core, 1 to 1000000; they count in MAX_CONNECTIONS too. Beyond it `https://` addresses offer HTTP/1.1 only, and connections that begin with HTTP/2 are closed."),
     row(LIMITS, "H2_STREAMS", "N", "100",
         "Requests that one HTTP/2 connection may have in progress, 1 to 1000. Further ones are refused (REFUSED_STREAM)."),

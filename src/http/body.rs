@@ -136,6 +136,7 @@ impl BodyReader {
             append(&self.memory, bytes, &data, max, Some(state))?;
             state.body.received.set(bytes.as_slice().len());
         }
+        check_end(state, body)?;
         let mut bytes = receiving.end()?;
         bytes.shrink();
         Ok(bytes)
@@ -151,7 +152,7 @@ impl BodyReader {
         while let Some(data) = next_data(body).await? {
             state.body.received.set(state.body.received.get() + data.len());
         }
-        Ok(())
+        check_end(state, body)
     }
 
     /// Decompresses `raw` if that gives at most [`SMALL_BODY_BYTES`], otherwise returns `None`.
@@ -239,6 +240,15 @@ pub(super) async fn next_data(body: &mut Incoming) -> Result<Option<Bytes>, Body
             }
         }
     }
+}
+
+/// Whether a body after which nothing comes is whole. Of a stream that its client has reset with
+/// `NO_ERROR` hyper says that it has ended.
+fn check_end(state: &ConnState, body: &Incoming) -> Result<(), BodyError> {
+    if state.is_stream() && !body.is_end_stream() {
+        return Err(BodyError::Disconnected("its stream was reset".to_owned()));
+    }
+    Ok(())
 }
 
 /// Decompresses one body at a time; the caller sees to that.

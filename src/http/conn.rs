@@ -13,7 +13,6 @@
 
 pub mod differential;
 
-use std::borrow::Cow;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::panic::AssertUnwindSafe;
@@ -50,8 +49,6 @@ pub(super) enum ConnEnd {
     GaveWay,
     /// There is no TLS session. Its client is to get these bytes.
     NotSecured(&'static [u8]),
-    /// HTTP/2 ends with these bytes.
-    LastWords(Box<[u8]>),
     /// Silent for [`QUIET_AFTER`], and hyper holds no state that the next request needs.
     Quiet,
 }
@@ -140,17 +137,16 @@ pub(super) async fn serve(
         Err(None) => return,
         Err(Some(last)) => ConnEnd::NotSecured(last),
     };
-    let last: Cow<'static, [u8]> = match end {
+    let last: &[u8] = match end {
         ConnEnd::IdleOverdue | ConnEnd::GaveWay | ConnEnd::Quiet => return stream.say_goodbye(),
-        ConnEnd::NotSecured(last) => last.into(),
-        ConnEnd::LastWords(last) => last.into_vec().into(),
+        ConnEnd::NotSecured(last) => last,
         // Its client has closed first, as most do: nobody waits for anything.
         ConnEnd::Done if state.gone.get() && stream.has_sent() => return stream.say_goodbye(),
-        ConnEnd::Done => Cow::Borrowed(&[]),
+        ConnEnd::Done => b"",
         ConnEnd::HeadOverdue => {
             server.cells.count_response(408);
             state.tally.request(rt::now(), 408, 0, TokenId::NONE);
-            HEAD_TIMEOUT.into()
+            HEAD_TIMEOUT
         }
     };
     listed.lingers(&state, rt::now());
@@ -296,12 +292,8 @@ impl Conn<'_> {
 /// Writes `last`, closes our half, then reads and discards what the client still sends. Closing with
 /// unread bytes would reset the connection, which can destroy the answer before the client has read
 /// it.
-async fn linger(
-    stream: &ClientStream,
-    last: Cow<'static, [u8]>,
-    state: &ConnState,
-) -> io::Result<()> {
-    let mut rest = &*last;
+async fn linger(stream: &ClientStream, last: &[u8], state: &ConnState) -> io::Result<()> {
+    let mut rest = last;
     state.unsent.set(!rest.is_empty());
     while !rest.is_empty() {
         rest = &rest[poll_fn(|cx| stream.poll_send(cx, rest)).await?..];
@@ -342,6 +334,6 @@ mod tests {
         }
         let (task, state) = (bytes_of(serve), size_of::<ConnState>());
         // The tally, 0.2 kB, is apart: streams of HTTP/2 share it.
-        assert!(task <= 648 && state <= 400, "task {task}, state {state}");
+        assert!(task <= 608 && state <= 400, "task {task}, state {state}");
     }
 }

@@ -16,7 +16,7 @@
 //! | `CONTINUATION` | five in a head that is not complete, by the library; `HEADER_TIMEOUT` |
 //! | resets, of either side | [`RESETS_BURST`](frames::RESETS_BURST) and [`RESETS_PER_SECOND`](frames::RESETS_PER_SECOND); [`UNACCEPTED_RESETS_MAX`] at once |
 //! | ping, settings, priority, empty and unknown frames | [`FRAMES_BURST`](frames::FRAMES_BURST) and [`FRAMES_PER_SECOND`](frames::FRAMES_PER_SECOND), and [`FRAMES_PER_REQUEST`](frames::FRAMES_PER_REQUEST) |
-//! | bytes ahead of their reader | [`FRAMES_AT_ONCE`] and [`BYTES_AT_ONCE`]: then the streams read; what they read is charged to `MAX_BODY_BYTES`. While one waits for a quota, nothing is read |
+//! | bytes ahead of their reader | [`FRAMES_AT_ONCE`] and [`BYTES_AT_ONCE`]: then the streams read; what they read is charged to `MAX_BODY_BYTES`. While one waits for a quota, nothing is read unless its body is short |
 //! | a body | `BODY_TIMEOUT`, `BODY_RATE_MIN`, `MAX_LENGTH`, as in HTTP/1.1 |
 //! | an answer for which the client leaves no room | `IDLE_TIMEOUT` |
 //! | a connection without requests | `IDLE_TIMEOUT`, before the first one `HEADER_TIMEOUT`; pings do not prolong it |
@@ -45,14 +45,16 @@ use super::phase::ConnPhase;
 use super::server::Server;
 use super::through_hyper;
 use crate::config::{Config, H2Offer};
-use crate::deadline::Alarm;
-use crate::http::HEAD_BYTES_MAX;
+use crate::deadline::{Alarm, within};
+use crate::http::{HEAD_BYTES_MAX, LINGER_TIME_MAX};
 use crate::metrics::tokens::TokenId;
 use crate::metrics::{CoreCells, H2Closed};
 use crate::rt;
+use frames::Goodbye;
 use link::{StreamSpawner, StreamTask};
 use socket::FramedSocket;
 
+pub(super) use frames::H2_PREFACE;
 pub(super) use link::{H2Link, HeldBack};
 
 /// Frames of one connection that are read before its streams are polled: as many as two for each of
@@ -83,12 +85,26 @@ const WINDOW_LEAST: usize = 65_535;
 /// Bytes of one answer that the library holds; none is longer.
 const ANSWER_BYTES_MAX: usize = 16 << 10;
 
+/// The table of fields that a client may have. Each field keeps the whole buffer in which it came, so
+/// that of the protocol, 4 KiB, would mostly keep 0.8 MB.
+const FIELDS_BYTES_MAX: u32 = 1 << 10;
+
+/// Fields that a client can have in its table if it does not heed [`FIELDS_BYTES_MAX`], which the library
+/// does not enforce: 4 KiB of the shortest ones.
+const FIELDS_KEPT_MAX: usize = 4096 / 33;
+
 /// Most memory of one HTTP/2 connection besides that of any connection and of its streams: the tables
-/// of HPACK for both directions, 4 KiB of fields each and as much for their places; a head of
-/// [`HEAD_BYTES_MAX`] that is not complete, once as it came and once decoded; 16 KiB to be sent, and
-/// as much of a frame that is not complete; and [`FRAMES_AT_ONCE`] that are not read, 24 KiB of
-/// their places.
-pub const H2_CONNECTION_BYTES: usize = (16 << 10) + 2 * HEAD_BYTES_MAX + (32 << 10) + (80 << 10);
+/// of HPACK, of which that of the client keeps a buffer of 16 KiB for each field, and that of the server
+/// has 4 KiB of fields and as much for their places; a head of [`HEAD_BYTES_MAX`] that is not complete,
+/// once as it came and once decoded; 16 KiB to be sent, and as much of a frame that is not complete;
+/// 16 KiB of bodies whose requests wait; and twice [`FRAMES_AT_ONCE`] that are not read, 48 KiB of their
+/// places.
+pub const H2_CONNECTION_BYTES: usize = (FIELDS_KEPT_MAX * (16 << 10))
+    + (8 << 10)
+    + 2 * HEAD_BYTES_MAX
+    + (32 << 10)
+    + link::UNREAD_BYTES_MAX
+    + (104 << 10);
 
 /// Most memory of one stream besides its body: the library's state and ours, the tasks of both, an
 /// answer, and what `KEY` wants of the head.
@@ -140,8 +156,8 @@ impl H2Bounds {
 
     /// Whether a connection without TLS that begins with these bytes speaks HTTP/2.
     pub(super) fn begins(&self, bytes: &[u8]) -> bool {
-        let has = bytes.len().min(frames::PREFACE.len());
-        self.offer == H2Offer::All && has > 1 && bytes[..has] == frames::PREFACE[..has]
+        let has = bytes.len().min(H2_PREFACE.len());
+        self.offer == H2Offer::All && has > 1 && bytes[..has] == H2_PREFACE[..has]
     }
 }
 
@@ -173,17 +189,31 @@ impl Drop for H2Opened<'_> {
     }
 }
 
-/// Serves requests until the connection ends. `held` was read of it already, and counted.
+/// Serves requests until the connection ends, and says so to its client. `held` was read of it already,
+/// and counted.
 pub(super) async fn serve(conn: Conn<'_>, held: Vec<u8>, alarm: &mut Alarm) -> ConnEnd {
+    let link = H2Link::new(conn.server, conn.state);
+    match serve_streams(conn, &link, held, alarm).await {
+        H2End::Conn(end) => end,
+        // Boxed so that connections that are served are not larger for it.
+        H2End::LastWords(words) => Box::pin(conn.say(&words)).await,
+    }
+}
+
+async fn serve_streams(
+    conn: Conn<'_>,
+    link: &Rc<H2Link>,
+    held: Vec<u8>,
+    alarm: &mut Alarm,
+) -> H2End {
     let server = conn.server;
-    let link = H2Link::new(server, conn.state);
     if server.conns.h2.is_full() {
-        return conn.h2_closed(&link, H2Closed::Full);
+        return conn.h2_closed(link, H2Closed::Full);
     }
     server.conns.h2.open.set(server.conns.h2.open.get() + 1);
     server.cells.h2_connections.inc();
     server.cells.h2_connections_begun.inc();
-    let _opened = H2Opened { server, link: &link };
+    let _opened = H2Opened { server, link };
     let socket = FramedSocket::new(conn.stream.clone(), link.clone(), held);
     let service = service_fn(|request| {
         let (server, state) = (server.clone(), link.begin_stream());
@@ -195,12 +225,16 @@ pub(super) async fn serve(conn: Conn<'_>, held: Vec<u8>, alarm: &mut Alarm) -> C
         .initial_connection_window_size(server.conns.h2.connection_window)
         .initial_stream_window_size(server.conns.h2.stream_window)
         .max_header_list_size(HEAD_BYTES_MAX as u32)
+        .header_table_size(FIELDS_BYTES_MAX)
         .max_pending_accept_reset_streams(UNACCEPTED_RESETS_MAX)
         .max_local_error_reset_streams(LIBRARY_RESETS_MAX)
         .max_send_buf_size(ANSWER_BYTES_MAX);
     let mut served = pin!(builder.serve_connection(socket, service));
     let mut streams = FuturesUnordered::new();
     let mut stop = StopSeen::default();
+    // A round may take several turns. It is over, and the deadlines are looked at, once every stream was
+    // polled that was ready at its beginning: at the latest when as many have ended as there were.
+    let mut round_left = 0;
     let end = poll_fn(|cx| {
         conn.state.keep_waker(cx);
         let now = StopSeen::of(server);
@@ -211,18 +245,31 @@ pub(super) async fn serve(conn: Conn<'_>, held: Vec<u8>, alarm: &mut Alarm) -> C
             stop = now;
             link.wake_streams();
         }
-        loop {
+        'looks: loop {
             link.wire.borrow_mut().begin_look();
             if let Poll::Ready(done) = served.as_mut().poll(cx) {
-                return Poll::Ready(H2End::Library(done));
+                return Poll::Ready(conn.h2_ended(link, done));
             }
             let mut progressed = 0;
             loop {
                 for task in link.spawned.borrow_mut().drain(..) {
                     streams.push(polled(task, server));
                 }
+                if round_left == 0 {
+                    round_left = streams.len();
+                }
                 match streams.poll_next_unpin(cx) {
-                    Poll::Ready(Some(())) => progressed += 1,
+                    Poll::Ready(Some(())) => {
+                        progressed += 1;
+                        round_left = round_left.saturating_sub(1);
+                        if rt::look_is_due() {
+                            cx.waker().wake_by_ref();
+                            if round_left > 0 {
+                                return Poll::Pending;
+                            }
+                            break 'looks;
+                        }
+                    }
                     Poll::Ready(None) | Poll::Pending if link.spawned.borrow().is_empty() => break,
                     Poll::Ready(None) | Poll::Pending => {}
                 }
@@ -232,13 +279,10 @@ pub(super) async fn serve(conn: Conn<'_>, held: Vec<u8>, alarm: &mut Alarm) -> C
                 break;
             }
         }
-        conn.poll_h2_deadlines(cx, &link, alarm).map(H2End::Ours)
+        round_left = 0;
+        conn.poll_h2_deadlines(cx, link, alarm)
     })
     .await;
-    let end = match end {
-        H2End::Ours(end) => end,
-        H2End::Library(done) => conn.h2_ended(&link, done),
-    };
     drop(streams);
     end
 }
@@ -253,8 +297,9 @@ async fn polled(task: StreamTask, server: &Server) {
 
 /// How a connection ended.
 enum H2End {
-    Library(hyper::Result<()>),
-    Ours(ConnEnd),
+    Conn(ConnEnd),
+    /// Its client is to get these bytes.
+    LastWords(Box<[u8]>),
 }
 
 /// How far the stop had come when the streams were woken for it.
@@ -294,8 +339,9 @@ impl Conn<'_> {
         cx: &mut Context<'_>,
         link: &Rc<H2Link>,
         alarm: &mut Alarm,
-    ) -> Poll<ConnEnd> {
+    ) -> Poll<H2End> {
         let Conn { server, state, listed, stream } = self;
+        state.unsent.set(link.is_sending());
         if let Some(closed) = link.wire.borrow().closed {
             return Poll::Ready(self.h2_closed(link, closed));
         }
@@ -305,10 +351,10 @@ impl Conn<'_> {
         }
         if listed.gives_way(server, state, stream) {
             // Nobody waits until the last words are sent.
-            if let ConnEnd::LastWords(bytes) = last_words(link, NO_ERROR) {
+            if let H2End::LastWords(bytes) = last_words(link, NO_ERROR) {
                 let _or_not_at_all = stream.poll_send(cx, &bytes);
             }
-            return Poll::Ready(ConnEnd::GaveWay);
+            return Poll::Ready(H2End::Conn(ConnEnd::GaveWay));
         }
         let config = &server.config;
         loop {
@@ -330,7 +376,7 @@ impl Conn<'_> {
                 state.deadline_acted_on();
             }
             if !ready!(state.poll_overdue(cx, stream, alarm, now, limit)) {
-                link.begin_again(rt::now());
+                link.begin_again(config, rt::now());
                 continue;
             }
             match what {
@@ -347,8 +393,33 @@ impl Conn<'_> {
         }
     }
 
+    /// Sends the last words, for as long as a connection lingers.
+    async fn say(self, words: &[u8]) -> ConnEnd {
+        let Conn { server, state, listed, stream } = self;
+        let mut rest = words;
+        state.unsent.set(true);
+        listed.lingers(state, rt::now());
+        let said = poll_fn(|cx| {
+            state.keep_waker(cx);
+            if listed.gives_way(server, state, stream) {
+                return Poll::Ready(false);
+            }
+            while !rest.is_empty() {
+                match ready!(stream.poll_send(cx, rest)) {
+                    Ok(sent) => rest = &rest[sent..],
+                    Err(_) => return Poll::Ready(false),
+                }
+            }
+            Poll::Ready(true)
+        });
+        match within(LINGER_TIME_MAX, said, || false).await {
+            true => ConnEnd::Done,
+            false => ConnEnd::GaveWay,
+        }
+    }
+
     /// Closes a connection for what its client does.
-    fn h2_closed(self, link: &H2Link, reason: H2Closed) -> ConnEnd {
+    fn h2_closed(self, link: &H2Link, reason: H2Closed) -> H2End {
         let Conn { server, state, .. } = self;
         server.cells.h2_closed[reason as usize].inc();
         let client = state.client().map_or("a client".to_owned(), |ip| ip.to_string());
@@ -362,29 +433,43 @@ impl Conn<'_> {
         last_words(link, ENHANCE_YOUR_CALM)
     }
 
-    /// The library has ended the connection, with what it has to say to the client.
-    fn h2_ended(self, link: &H2Link, done: hyper::Result<()>) -> ConnEnd {
+    /// The library has ended the connection, mostly with what it has to say to the client.
+    fn h2_ended(self, link: &H2Link, done: hyper::Result<()>) -> H2End {
+        let (closed, goes, goodbye) = {
+            let wire = link.wire.borrow();
+            (wire.closed, wire.inbound.goes(), wire.outbound.goodbye())
+        };
         // Its socket has refused to go on.
-        if let Some(closed) = link.wire.borrow().closed {
+        if let Some(closed) = closed {
             return self.h2_closed(link, closed);
         }
+        let is_unexpected = match &done {
+            // What the client itself says of an error is none of its own.
+            Err(_) => !goes || goodbye == Goodbye::Blames,
+            // The library does not say that it ends for a `CONNECT` with a body.
+            Ok(()) => link.has_unanswered() || !goes && goodbye == Goodbye::Unsaid,
+        };
         if let Err(error) = done {
             let client = self.state.client().map(tracing::field::display);
             let cause = error.source().map(tracing::field::display);
             tracing::debug!(%error, cause, client, "HTTP/2 connection ended");
-            if !self.state.gone.get() {
-                self.h2_closed(link, H2Closed::Protocol);
-            }
         }
-        ConnEnd::Done
+        if !is_unexpected || self.state.gone.get() {
+            return H2End::Conn(ConnEnd::Done);
+        }
+        let last = self.h2_closed(link, H2Closed::Protocol);
+        match goodbye {
+            Goodbye::Blames => H2End::Conn(ConnEnd::Done),
+            Goodbye::Unsaid | Goodbye::Said => last,
+        }
     }
 }
 
 /// The end of a connection whose client is told which of its streams were looked at.
-fn last_words(link: &H2Link, reason: u32) -> ConnEnd {
+fn last_words(link: &H2Link, reason: u32) -> H2End {
     let wire = link.wire.borrow();
     let words = wire.outbound.go_away(wire.inbound.last_stream(), reason);
-    ConnEnd::LastWords(words.unwrap_or_default())
+    H2End::LastWords(words.unwrap_or_default())
 }
 
 fn said(client: &str, reason: H2Closed) -> String {

@@ -20,6 +20,15 @@ pub enum Peer {
 }
 
 impl Peer {
+    /// Its place in a table of `places` in which neighbours do not share one.
+    pub(super) fn place(self, places: usize) -> usize {
+        match self {
+            Peer::V4(bits) => bits as usize % places,
+            Peer::V6(bits) => bits as usize % places,
+            Peer::Unknown => 0,
+        }
+    }
+
     /// No other one is ordered before it.
     pub(super) const LEAST: Peer = Peer::V4(0);
 

@@ -180,6 +180,12 @@ pub struct Tally {
     activity: RefCell<Activity>,
     /// Of `received`, what was handed over.
     handed_over: Cell<u64>,
+    pub(super) remembered: Remembered,
+}
+
+/// What is remembered from one request of a client to its next one.
+#[derive(Default)]
+pub(super) struct Remembered {
     /// The bucket of its peer, if that has a quota.
     pub(super) quota: Cell<Option<PeerBucket>>,
     /// How long its bodies are that do not say it.

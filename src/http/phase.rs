@@ -16,7 +16,7 @@ use super::eviction::{ConnActivity, FIRST_HEAD_LEAST, IDLE_LEAST, LINGER_LEAST};
 use super::h2::{H2Link, HeldBack};
 use super::head_tracker::HeadTracker;
 use super::peer::{ClientOrigin, Peer};
-use super::peers::Tally;
+use super::peers::{Remembered, Tally};
 use crate::budget::ChargedBytes;
 use crate::config::Config;
 use crate::deadline::{Alarm, was_paused};
@@ -56,7 +56,7 @@ pub(super) struct ConnState {
     /// reads it.
     pub(super) clean: Cell<bool>,
     /// There are answers, or parts of them, that the socket does not take now: an earlier send is
-    /// still in flight.
+    /// still in flight. With HTTP/2 also: for which the client leaves no room.
     pub(super) unsent: Cell<bool>,
     pub(super) arrived: HeadTracker,
     /// What has come from the peer.
@@ -191,10 +191,17 @@ impl ConnState {
         self.origin.stream_of().is_some()
     }
 
-    /// Stops reading from the connection of a stream until the guard is dropped. Streams share a
-    /// connection, so what is not read of one of them would fill memory that no budget has.
-    pub(super) fn hold_back(&self) -> Option<HeldBack> {
-        self.origin.stream_of().map(H2Link::hold_back)
+    /// The body of a stream, which is to have `length` bytes if that is known, is not read until the
+    /// guard is dropped. Streams share a connection, so what is not read of one of them would fill
+    /// memory that no budget has: unless that is little, nothing is read from the connection meanwhile.
+    pub(super) fn hold_back(&self, length: Option<u64>) -> Option<HeldBack> {
+        self.origin.stream_of().map(|link| link.hold_back(length))
+    }
+
+    /// What is remembered of the current request's client.
+    pub(super) fn remembered(&self) -> &Remembered {
+        let of_link = self.origin.stream_of().and_then(|link| link.remembered(self.peer()));
+        of_link.unwrap_or(&self.tally.remembered)
     }
 
     /// The rest of a body is not wanted. That of a stream is read and dropped meanwhile, so that its

@@ -350,7 +350,8 @@ fn judge(error: &Error) -> (TlsRefusal, String) {
         ),
         Error::NoApplicationProtocol => (
             TlsRefusal::Incompatible,
-            "its client offers other protocols than this server speaks (ALPN): http/1.1, and h2 unless H2=off"
+            "its client offers other protocols than this server speaks (ALPN): http/1.1, and h2 unless H2=off or \
+             H2_CONNECTIONS are open"
                 .to_owned(),
         ),
         error => (TlsRefusal::Malformed, format!("its client broke the protocol: {error}")),

@@ -51,9 +51,11 @@ mod http {
 /// HTTP/2.
 mod h2 {
     mod clients;
+    mod ends;
     mod limits;
     mod requests;
     mod spec;
+    mod waits;
 }
 
 /// Attacks, each with a good client beside it.
@@ -61,6 +63,7 @@ mod hostile {
     mod bombs;
     mod connections;
     mod floods;
+    mod h2;
     mod memory;
     mod names;
     mod parsing;

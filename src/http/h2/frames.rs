@@ -12,7 +12,7 @@ use crate::metrics::H2Closed;
 use crate::rt;
 
 /// What a client of HTTP/2 begins with (RFC 9113, section 3.4).
-pub(super) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub(in crate::http) const H2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Frames of a connection that are no request (see [`InboundFrames`]) and that come at once: more than
 /// any client sends before its first request.
@@ -26,16 +26,19 @@ pub const FRAMES_PER_REQUEST: u32 = 4;
 const FRAME_COST_BYTES: usize = 256;
 
 /// Requests of a connection that are reset at once, by its client or because of what it sent: twice
-/// as many as are in progress by default.
+/// as many as are in progress by default. With a larger `H2_STREAMS` twice as many as that.
 pub const RESETS_BURST: u32 = 200;
 /// How many more of them may be each second.
 pub const RESETS_PER_SECOND: u32 = 20;
+/// A proxy of `TRUST` may reset as many times more: it passes on what many clients give up.
+pub const PROXY_RESETS: u32 = 10;
 
 const HEAD_BYTES: usize = 9;
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
+const GOAWAY: u8 = 7;
 const CONTINUATION: u8 = 9;
 
 const END_STREAM: u8 = 1;
@@ -84,9 +87,12 @@ pub(super) struct FrameBudgets {
 }
 
 impl FrameBudgets {
-    pub(super) fn new(now: Instant) -> FrameBudgets {
+    /// Those of a connection with this many streams, which may be a proxy's.
+    pub(super) fn new(streams_max: usize, is_proxy: bool, now: Instant) -> FrameBudgets {
+        let times = if is_proxy { PROXY_RESETS } else { 1 };
+        let resets = RESETS_BURST.max(2 * streams_max as u32);
         FrameBudgets {
-            resets: FrameBudget::new(RESETS_BURST, RESETS_PER_SECOND, now),
+            resets: FrameBudget::new(times * resets, times * RESETS_PER_SECOND, now),
             frames: FrameBudget::new(FRAMES_BURST, FRAMES_PER_SECOND, now),
         }
     }
@@ -138,6 +144,14 @@ impl FramePosition {
         self.has == 0
     }
 
+    /// Bytes behind the head of the current frame that have come.
+    fn payload_at(&self) -> usize {
+        match self.has {
+            HEAD_BYTES => FrameHead::of(&self.head).length - self.left,
+            _ => 0,
+        }
+    }
+
     /// Looks at the next bytes, one of a frame's parts. [`FramePosition::end_frame`] follows once
     /// nothing is left.
     fn step(&mut self, bytes: &[u8]) -> FrameStep {
@@ -173,7 +187,7 @@ impl FramePosition {
 /// `RST_STREAM` and `DATA`, and those of these that are empty and end nothing.
 #[derive(Default)]
 pub(super) struct InboundFrames {
-    /// Bytes of [`PREFACE`] that have come.
+    /// Bytes of [`H2_PREFACE`] that have come.
     preface: usize,
     at: FramePosition,
     /// In the middle of a head: the frame that comes next must be a `CONTINUATION`.
@@ -184,6 +198,12 @@ pub(super) struct InboundFrames {
     last_stream: u32,
     /// Streams that were reset.
     resets: u64,
+    /// Frames that were complete, a head in several of them as one.
+    complete: u64,
+    /// Pieces of bodies that are not their ends.
+    pieces: u64,
+    /// The client has said that it goes.
+    goes: bool,
 }
 
 impl InboundFrames {
@@ -198,7 +218,7 @@ impl InboundFrames {
         frames: &mut usize,
         budgets: &FrameBudgets,
     ) -> Result<usize, H2Closed> {
-        let mut taken = bytes.len().min(PREFACE.len() - self.preface);
+        let mut taken = bytes.len().min(H2_PREFACE.len() - self.preface);
         self.preface += taken;
         while taken < bytes.len() && *frames > 0 {
             match self.at.step(&bytes[taken..]) {
@@ -210,6 +230,7 @@ impl InboundFrames {
             }
             if self.at.end_frame() {
                 self.is_head = self.in_block;
+                self.complete += u64::from(!self.in_block);
                 *frames -= 1;
             }
         }
@@ -228,7 +249,14 @@ impl InboundFrames {
                 }
                 length > 0
             }
-            DATA => length > 0 || flags & END_STREAM != 0,
+            DATA => {
+                self.pieces += u64::from(flags & END_STREAM == 0);
+                length > 0 || flags & END_STREAM != 0
+            }
+            GOAWAY => {
+                self.goes = true;
+                false
+            }
             RST_STREAM => {
                 self.resets += 1;
                 return match budgets.resets.spend(1, rt::now) {
@@ -250,6 +278,26 @@ impl InboundFrames {
         self.is_head || (1..HEAD_BYTES).contains(&self.at.has)
     }
 
+    /// A head has begun that is not complete.
+    pub(super) fn has_begun_head(&self) -> bool {
+        self.is_head
+    }
+
+    /// Frames that were complete, a head in several of them as one.
+    pub(super) fn complete(&self) -> u64 {
+        self.complete
+    }
+
+    /// Pieces of bodies that have begun to come and are not their ends.
+    pub(super) fn pieces(&self) -> u64 {
+        self.pieces
+    }
+
+    /// Whether the client has said that it goes.
+    pub(super) fn goes(&self) -> bool {
+        self.goes
+    }
+
     pub(super) fn last_stream(&self) -> u32 {
         self.last_stream
     }
@@ -264,10 +312,34 @@ impl InboundFrames {
 #[derive(Default)]
 pub(super) struct OutboundFrames {
     at: FramePosition,
-    /// A reset's reason, as far as it has gone.
-    reset: Option<u32>,
+    /// What the current frame ends, if it ends anything, …
+    ends: Option<FrameEnds>,
+    /// … and whether its reason is another one than that all is well, as far as that has gone.
+    blames: bool,
     has_begun: bool,
+    goodbye: Goodbye,
 }
+
+/// What a frame ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FrameEnds {
+    Stream,
+    Connection,
+}
+
+/// What the library has said about the end of a connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Goodbye {
+    #[default]
+    Unsaid,
+    /// All is well.
+    Said,
+    /// What the client has done wrong.
+    Blames,
+}
+
+/// Bytes of a reason.
+const REASON_BYTES: usize = 4;
 
 impl OutboundFrames {
     /// Looks at bytes that go.
@@ -282,22 +354,45 @@ impl OutboundFrames {
             self.has_begun = true;
             match self.at.step(&bytes[taken..]) {
                 FrameStep::Part(part) => {
-                    if let Some(reason) = &mut self.reset {
-                        let more = &bytes[taken..taken + part];
-                        *reason = more.iter().fold(*reason, |sum, byte| sum | u32::from(*byte));
+                    if let Some(ends) = self.ends {
+                        // Behind the number of the last stream, where the connection ends.
+                        let skipped = if ends == FrameEnds::Connection { REASON_BYTES } else { 0 };
+                        let reason = skipped..skipped + REASON_BYTES;
+                        let part_at = self.at.payload_at() - part..;
+                        let part = part_at.zip(&bytes[taken..taken + part]);
+                        let mut of_reason = part.filter(|(at, _)| reason.contains(at));
+                        self.blames |= of_reason.any(|(_, byte)| *byte != 0);
                     }
                     taken += part;
                 }
                 FrameStep::Head(part, head) => {
                     taken += part;
-                    self.reset = (head.kind == RST_STREAM).then_some(0);
+                    self.blames = false;
+                    self.ends = match head.kind {
+                        RST_STREAM => Some(FrameEnds::Stream),
+                        GOAWAY => Some(FrameEnds::Connection),
+                        _ => None,
+                    };
                 }
             }
-            if self.at.end_frame() && self.reset.take().is_some_and(|reason| reason != 0) {
-                caused |= !budgets.resets.spend(1, rt::now);
+            if !self.at.end_frame() {
+                continue;
+            }
+            match (self.ends.take(), self.blames) {
+                (Some(FrameEnds::Stream), true) => caused |= !budgets.resets.spend(1, rt::now),
+                (Some(FrameEnds::Connection), true) => self.goodbye = Goodbye::Blames,
+                (Some(FrameEnds::Connection), false) if self.goodbye == Goodbye::Unsaid => {
+                    self.goodbye = Goodbye::Said;
+                }
+                _ => {}
             }
         }
         if caused { Err(H2Closed::Resets) } else { Ok(()) }
+    }
+
+    /// What the library has said about the end of the connection.
+    pub(super) fn goodbye(&self) -> Goodbye {
+        self.goodbye
     }
 
     /// What is to be sent last: that no stream after `last_stream` was looked at, and why (`reason`
@@ -330,9 +425,10 @@ mod tests {
 
     /// How many of `one` a new connection may send at once.
     fn at_once(one: &[u8]) -> (usize, Option<H2Closed>) {
-        let (budgets, mut inbound) = (FrameBudgets::new(rt::now()), InboundFrames::default());
+        let (budgets, mut inbound) =
+            (FrameBudgets::new(100, false, rt::now()), InboundFrames::default());
         let mut left = usize::MAX;
-        assert_eq!(inbound.take(PREFACE, &mut left, &budgets), Ok(PREFACE.len()));
+        assert_eq!(inbound.take(H2_PREFACE, &mut left, &budgets), Ok(H2_PREFACE.len()));
         for sent in 0..10_000 {
             if let Err(why) = inbound.take(one, &mut left, &budgets) {
                 return (sent, Some(why));
@@ -367,6 +463,44 @@ mod tests {
     }
 
     #[test]
+    fn as_many_resets_are_allowed_as_twice_the_streams_and_more_of_a_proxy() {
+        for (streams, is_proxy, most) in
+            [(1, false, 200), (100, false, 200), (1_000, false, 2_000), (100, true, 2_000)]
+        {
+            let now = rt::now();
+            let budgets = FrameBudgets::new(streams, is_proxy, now);
+            let sent = (0..).take_while(|_| budgets.resets.spend(1, || now)).count();
+            assert_eq!(sent, most, "{streams} {is_proxy}");
+        }
+    }
+
+    #[test]
+    fn the_last_words_of_the_library_are_told_apart() {
+        use Goodbye::{Blames, Said, Unsaid};
+        let words = |last: u32, reason: u32, more: &[u8]| {
+            frame(GOAWAY, 0, 0, &[&last.to_be_bytes()[..], &reason.to_be_bytes(), more].concat())
+        };
+        for (frames, goodbye) in [
+            (vec![frame(4, 0, 0, &[])], Unsaid),
+            (vec![frame(RST_STREAM, 0, 1, &[0, 0, 0, 2])], Unsaid),
+            (vec![words(7, 0, b"")], Said),
+            (vec![words(7, 0, b"all is well")], Said),
+            (vec![words(0, 1, b"")], Blames),
+            (vec![words(7, 0, b""), words(5, 11, b"calm")], Blames),
+            (vec![words(7, 256, b""), words(5, 0, b"")], Blames),
+        ] {
+            for piece in [1, 3, 100] {
+                let budgets = FrameBudgets::new(100, false, rt::now());
+                let mut outbound = OutboundFrames::default();
+                for bytes in frames.concat().chunks(piece) {
+                    outbound.take(bytes, &budgets).unwrap();
+                }
+                assert_eq!(outbound.goodbye(), goodbye, "{frames:?} by {piece}");
+            }
+        }
+    }
+
+    #[test]
     fn tokens_come_back_with_time_and_with_requests() {
         let start = rt::now();
         let budget = FrameBudget::new(10, 5, start);
@@ -384,7 +518,7 @@ mod tests {
     #[test]
     fn frames_are_told_apart_however_they_are_cut() {
         let bytes = [
-            PREFACE.to_vec(),
+            H2_PREFACE.to_vec(),
             frame(4, 0, 0, &[0; 6]),
             frame(HEADERS, 0, 1, b"abc"),
             frame(CONTINUATION, END_HEADERS, 1, b"d"),
@@ -393,7 +527,8 @@ mod tests {
         ]
         .concat();
         for piece in [1, 2, 3, 8, 9, 10, 100, bytes.len()] {
-            let (budgets, mut inbound) = (FrameBudgets::new(rt::now()), InboundFrames::default());
+            let (budgets, mut inbound) =
+                (FrameBudgets::new(100, false, rt::now()), InboundFrames::default());
             let (mut at, mut frames, mut in_head) = (0, 0, 0);
             while at < bytes.len() {
                 let end = bytes.len().min(at + piece);
@@ -408,12 +543,13 @@ mod tests {
             }
             assert_eq!((frames, inbound.last_stream(), inbound.is_in_head()), (5, 7, false));
             assert!(in_head > 0, "between HEADERS and CONTINUATION");
+            assert_eq!((inbound.complete(), inbound.pieces(), inbound.goes()), (4, 0, false));
         }
     }
 
     #[test]
     fn resets_that_a_client_causes_count_and_the_last_words_wait_for_the_end_of_a_frame() {
-        let budgets = FrameBudgets::new(rt::now());
+        let budgets = FrameBudgets::new(100, false, rt::now());
         let mut outbound = OutboundFrames::default();
         let last_words = outbound.go_away(5, 11).unwrap();
         assert_eq!(last_words[..9], frame(4, 0, 0, &[]), "settings come first");

@@ -64,7 +64,7 @@ impl hyper_rt::Read for FramedSocket {
         let this = &mut *self;
         let mut wire = this.link.wire.borrow_mut();
         // Whoever holds it back wakes the connection.
-        if this.link.is_held_back() {
+        if this.link.is_held_back(&wire.inbound) {
             return Poll::Pending;
         }
         if wire.has_read_enough() {
@@ -107,7 +107,7 @@ impl hyper_rt::Write for FramedSocket {
     ) -> Poll<io::Result<usize>> {
         let FramedSocket { stream, link, .. } = &*self;
         let result = stream.poll_send(cx, buf);
-        link.conn.unsent.set(result.is_pending());
+        link.is_blocked.set(result.is_pending());
         let sent = match ready!(result) {
             Ok(sent) => sent,
             Err(error) => {

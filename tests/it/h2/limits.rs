@@ -374,6 +374,67 @@ fn a_client_that_asks_for_much_at_a_usual_pace_is_no_flood() {
 }
 
 #[test]
+fn whoever_gives_up_all_that_is_in_progress_is_no_flood() {
+    // As many as may be, and what a proxy has of many clients.
+    let proxy = [("TRUST", "127.0.0.0/8"), ("STORE", "null:")];
+    let many = [("H2_STREAMS", "500"), ("STORE", "null:")];
+    for (settings, streams, rounds) in [(many, 500, 2), (proxy, 100, 10)] {
+        let server = start(&settings);
+        let mut client = H2Client::connect(server.ingest);
+        for _ in 0..rounds {
+            let open: Vec<_> = (0..streams).map(|_| client.head(&post(&[]), false)).collect();
+            wait_for("they are there", || server.metrics().sum("millrace_h2_requests") == streams);
+            for stream in open {
+                client.send(frame(RST_STREAM, 0, stream, &CANCEL.to_be_bytes()));
+            }
+            wait_for("they are gone", || server.metrics().sum("millrace_h2_requests") == 0);
+        }
+        assert_eq!(client.post(GOOD).status, 200);
+        assert_eq!(server.metrics().sum("millrace_h2_closed_total"), 0);
+    }
+}
+
+/// The library reads nothing while it cannot send, so the bodies of a client that reads nothing do not
+/// grow: it is its own fault.
+#[test]
+fn bodies_of_a_client_that_reads_no_answers_give_way() {
+    const LENGTH: usize = 200 << 10;
+    let server = start(&[
+        ("MAX_LENGTH", "256KiB"),
+        ("MAX_BODY_BYTES", "8MiB"),
+        ("STORE", "null:"),
+        ("CORES", "0"),
+    ]);
+    let whole = [vec![b' '; LENGTH - GOOD.len()], GOOD.as_bytes().to_vec()].concat();
+    let mut deaf = H2Client::connect(server.ingest);
+    for _ in 0..40 {
+        let stream = deaf.head(&post(&[]), false);
+        deaf.data(stream, &whole[..LENGTH - 1], false);
+    }
+    deaf.stream.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+    let head = block(&post(&[(":path", "/nope")]));
+    let mut refused = Vec::new();
+    for _ in 0..1_000 {
+        refused.extend(frame(HEADERS, END_HEADERS | END_STREAM, deaf.new_stream(), &head));
+    }
+    let mut stream = 2 * 40 + 1;
+    while deaf.try_send(&refused) {
+        stream += 2_000;
+        for (number, one) in refused.chunks_mut(9 + head.len()).enumerate() {
+            one[5..9].copy_from_slice(&(stream + 2 * number as u32).to_be_bytes());
+        }
+    }
+    let mut good = H2Client::connect(server.ingest);
+    for _ in 0..30 {
+        let answer = good.post(&whole);
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    drop(deaf);
+    wait_for("all memory is free", || server.metrics().sum("millrace_body_bytes") == 0);
+}
+
+#[test]
 fn long_heads_are_431_and_far_longer_ones_end_the_connection() {
     let server = start(&[]);
     let mut client = H2Client::connect(server.ingest);
@@ -494,4 +555,29 @@ fn connections_and_streams_take_no_more_than_they_are_said_to() {
     );
     assert!(of_connection <= 100 << 10, "{of_connection}");
     assert!(of_stream <= 8 << 10, "{of_stream}");
+    drop(clients);
+    server.wait_idle();
+    // A table of as many fields as fit, each with the buffer in which it came: of clients that heed the
+    // size that the server has set, which say so, and of some that do not.
+    for (heeds, most) in [(true, 400 << 10), (false, 2_300 << 10)] {
+        const CONNECTIONS: usize = 20;
+        let before = settled();
+        let mut clients: Vec<_> =
+            (0..CONNECTIONS).map(|_| H2Client::connect(server.ingest)).collect();
+        for client in &mut clients {
+            for number in 0..140_u8 {
+                // The size is an integer with a prefix of five bits: 1,024.
+                let size: &[u8] = if heeds && number == 1 { &[0x3f, 0xe1, 0x07] } else { &[] };
+                let inserts = [0x40, 1, b'a' + number % 26, 0];
+                let fields = post(&[("x", &*"y".repeat(15_000).leak())]);
+                let head = [size, &block(&fields), &inserts].concat();
+                let stream = client.new_stream();
+                client.send(frame(HEADERS, END_HEADERS | END_STREAM, stream, &head));
+                assert_eq!(client.answer(stream).status, 400);
+            }
+        }
+        let of_connection = settled().saturating_sub(before) / CONNECTIONS as u64;
+        println!("{of_connection} bytes with a table of fields, heeds {heeds}");
+        assert!(of_connection <= most, "{of_connection}, {heeds}");
+    }
 }

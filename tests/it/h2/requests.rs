@@ -9,8 +9,9 @@ use crate::support::h2::{
     DATA, END_STREAM, GOAWAY, H2Answer, H2Client, NO_ERROR, PREFACE, REFUSED_STREAM, SETTINGS,
     StreamEnd, frame, post, settings,
 };
+use crate::support::needs::up_to_two_cores;
 use crate::support::tls::{Authority, HOST, TlsClient, write};
-use crate::support::{Server, collection, gzip, numbered, request, sorted, wait_for};
+use crate::support::{PATIENCE, Server, collection, gzip, numbered, request, sorted, wait_for};
 
 pub fn start(more: &[(&str, &str)]) -> Server {
     Server::start(&[&[("H2", "all")], more].concat())
@@ -256,6 +257,70 @@ fn each_stream_of_a_proxy_is_its_own_clients() {
     }
 }
 
+/// What is learnt of the bodies of a proxy's clients is kept by client, whatever comes in between.
+#[test]
+fn bodies_without_a_length_are_charged_as_their_client_has_sent_them_before() {
+    let server = start(&[
+        ("TRUST", "127.0.0.0/8"),
+        ("CLIENT_RATE", "10000/min"),
+        ("CLIENT_BYTES", "160KiB/h"),
+        ("CLIENT_BURST", "10000,160KiB"),
+        ("STORE", "null:"),
+        ("CORES", "0"),
+    ]);
+    let mut client = H2Client::connect(server.ingest);
+    let body = [vec![b' '; 8_000], br#"{"data":[1]}"#.to_vec()].concat();
+    for _ in 0..8 {
+        for (address, body) in [("192.0.2.1", &body[..]), ("192.0.2.2", &body[8_000..])] {
+            let stream = client.begin_post(body, &[("x-forwarded-for", address)]);
+            assert_eq!(client.answer(stream).status, 200);
+        }
+    }
+    // 96 KiB are left, and a body is expected to have 5 KiB; the other's are short.
+    let mut begin = |address| -> Vec<u32> {
+        (0..40).map(|_| client.head(&post(&[("x-forwarded-for", address)]), false)).collect()
+    };
+    begin("192.0.2.2");
+    begin("192.0.2.1");
+    wait_for("all are judged", || {
+        let now = server.metrics();
+        now.sum("millrace_h2_requests") + now.requests(429) == 80
+    });
+    let refused = server.metrics().requests(429);
+    assert!((15..30).contains(&refused), "{refused}");
+}
+
+/// Half of a quota is another core's, so that a request waits until it has come over.
+#[test]
+fn a_request_that_waits_for_its_quota_holds_up_no_other_of_its_connection() {
+    let settings = [
+        ("TRUST", "127.0.0.0/8"),
+        ("CLIENT_RATE", "600/h"),
+        ("CLIENT_BURST", "600"),
+        ("STORE", "null:"),
+        ("CORES", up_to_two_cores()),
+    ];
+    if settings[4].1 == "0" {
+        return;
+    }
+    let body = br#"{"data":[1]}"#;
+    let length = body.len().to_string();
+    let server = start(&settings);
+    let mut client = H2Client::connect(server.ingest);
+    let mut overtaken = false;
+    for _ in 0..12 {
+        let of = |address| [("x-forwarded-for", address), ("content-length", length.as_str())];
+        let waiting: Vec<_> = (0..50).map(|_| client.begin_post(body, &of("192.0.2.1"))).collect();
+        let other = client.begin_post(body, &of("192.0.2.2"));
+        assert_eq!(client.answer(other).status, 200);
+        overtaken |= !waiting.iter().all(|stream| client.has_ended(*stream));
+        waiting.iter().for_each(|stream| {
+            client.answer(*stream);
+        });
+    }
+    assert!(overtaken, "the other's answer came last each time");
+}
+
 #[test]
 fn who_finds_all_connections_taken_gets_http_1() {
     let (server, authority) = start_tls(&[("H2", "all"), ("H2_CONNECTIONS", "1"), ("CORES", "0")]);
@@ -270,6 +335,12 @@ fn who_finds_all_connections_taken_gets_http_1() {
     assert_eq!(second.stream.conn.alpn_protocol(), Some(&b"http/1.1"[..]));
     assert_eq!(second.post(r#"{"data":[1]}"#).status, 200);
     assert_eq!(server.metrics().sum("millrace_h2_not_offered_total"), 1);
+    // One that speaks nothing else is told so.
+    let mut only = authority.trust();
+    only.protocols = vec![b"h2".to_vec()];
+    assert!(TlsClient::try_connect(server.ingest, &only.config(), HOST).is_err());
+    server.wait_logged("h2 unless H2_CONNECTIONS are open");
+    assert_eq!(server.metrics().sum("millrace_h2_not_offered_total"), 2);
     drop(first);
     server.wait("it is closed", |now| now.sum("millrace_h2_connections") == 0);
     assert_eq!(connect().stream.conn.alpn_protocol(), Some(&b"h2"[..]));
@@ -308,6 +379,26 @@ fn where_it_is_not_spoken_it_is_refused() {
     }
     client.send(frame(SETTINGS, 0, 0, &settings(&[(1, 0)])));
     assert_eq!(client.post(r#"{"data":[1]}"#).status, 200);
+    // However the preface is cut: it is spoken here, and closed without an answer there.
+    let without = Server::start(&[]);
+    for cut in 1..PREFACE.len() {
+        for server in [&server, &without] {
+            let stream = std::net::TcpStream::connect(server.ingest).unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            let mut client = H2Client::silent(stream);
+            client.send(&PREFACE[..cut]);
+            std::thread::sleep(std::time::Duration::from_millis(3));
+            let settings = frame(SETTINGS, 0, 0, &settings(&[(1, 0)]));
+            let _or_it_is_closed = client.try_send([&PREFACE[cut..], &settings].concat());
+            if std::ptr::eq(server, &without) {
+                let mut text = Vec::new();
+                let read = std::io::Read::read_to_end(&mut client.stream, &mut text);
+                assert!(text.is_empty(), "{cut}: {read:?} {text:?}");
+            } else {
+                assert_eq!(client.post(r#"{"data":[1]}"#).status, 200, "{cut}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -33,6 +33,7 @@ pub const INITIAL_WINDOW_SIZE: u16 = 4;
 /// Reasons of RFC 9113, section 7.
 pub const NO_ERROR: u32 = 0;
 pub const PROTOCOL_ERROR: u32 = 1;
+pub const INTERNAL_ERROR: u32 = 2;
 pub const FLOW_CONTROL_ERROR: u32 = 3;
 pub const STREAM_CLOSED: u32 = 5;
 pub const FRAME_SIZE_ERROR: u32 = 6;
@@ -158,6 +159,17 @@ impl H2Client {
         H2Client::connect_with(address, &[])
     }
 
+    /// The same; none if the server does not take it.
+    pub fn try_connect(address: SocketAddr) -> Option<H2Client> {
+        let stream = TcpStream::connect(address).ok()?;
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        let mut client = H2Client::silent(stream);
+        client.acknowledges = true;
+        let first = frame(SETTINGS, 0, 0, &settings(&[(HEADER_TABLE_SIZE, 0)]));
+        client.try_send([PREFACE, &first].concat()).then_some(client)
+    }
+
     pub fn connect_with(address: SocketAddr, more: &[(u16, u32)]) -> H2Client {
         let stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -255,6 +267,19 @@ impl<S: Read + Write> H2Client<S> {
     pub fn post(&mut self, body: impl AsRef<[u8]>) -> H2Answer {
         let stream = self.begin_post(body, &[]);
         self.answer(stream)
+    }
+
+    /// The same in one piece; none if there is no whole answer.
+    pub fn try_post(&mut self, body: &[u8]) -> Option<H2Answer> {
+        let stream = self.new_stream();
+        let head = frame(HEADERS, END_HEADERS, stream, &block(&post(&[])));
+        if !self.try_send([head, frame(DATA, END_STREAM, stream, body)].concat()) {
+            return None;
+        }
+        match self.end_of(stream) {
+            StreamEnd::Answered(answer) => Some(answer),
+            _ => None,
+        }
     }
 
     pub fn answer(&mut self, stream: u32) -> H2Answer {
