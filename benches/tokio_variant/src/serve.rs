@@ -193,6 +193,7 @@ async fn serve_connection(
     watcher: Watcher,
 ) {
     let h2 = server.config.h2.offer == H2Offer::All;
+    let streams_max = server.config.h2.streams_max as u32;
     let service = service_fn(move |request| {
         let server = server.clone();
         async move { conn::handle(&server, request).await }
@@ -202,7 +203,15 @@ async fn serve_connection(
     let served = match h2 {
         false => watcher.watch(builder.serve_connection(io, service)).await,
         true => {
-            let builder = http2::Builder::new(TokioExecutor::new());
+            // The limits are millrace's own.
+            let mut builder = http2::Builder::new(TokioExecutor::new());
+            builder
+                .max_concurrent_streams(streams_max)
+                .initial_connection_window_size(4 << 20)
+                .initial_stream_window_size(1 << 20)
+                .max_header_list_size(16 << 10)
+                .header_table_size(1 << 10)
+                .max_send_buf_size(16 << 10);
             watcher.watch(builder.serve_connection(io, service)).await
         }
     };

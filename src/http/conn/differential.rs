@@ -91,6 +91,15 @@ impl Lab {
     pub async fn run(&self, pieces: &[&[u8]]) -> [CaseOutcome; 2] {
         [self.fast.run(pieces).await, self.hyper.run(pieces).await]
     }
+
+    /// Sends these pieces, which may be HTTP/2, and then half-closes. How many connections of HTTP/2,
+    /// requests and bytes of bodies the server then holds, and how many payloads it has admitted.
+    pub async fn run_h2(&self, pieces: &[&[u8]]) -> ([u64; 3], usize) {
+        let payloads = self.fast.run(pieces).await.payloads.len();
+        let cells = self.fast.cells;
+        let held = [&cells.h2_connections, &cells.h2_requests, &cells.body_bytes];
+        (held.map(|cell| cell.value()), payloads)
+    }
 }
 
 impl Bench {
