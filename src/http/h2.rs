@@ -232,8 +232,8 @@ async fn serve_streams(
     let mut served = pin!(builder.serve_connection(socket, service));
     let mut streams = FuturesUnordered::new();
     let mut stop = StopSeen::default();
-    // A round may take several turns. It is over, and the deadlines are looked at, once every stream was
-    // polled that was ready at its beginning: at the latest when as many have ended as there were.
+    // A round may take several turns. It is over, and deadlines and the socket are looked at, once every
+    // stream was polled that was ready at its beginning: at the latest when as many have ended as there were.
     let mut round_left = 0;
     let end = poll_fn(|cx| {
         conn.state.keep_waker(cx);
@@ -246,9 +246,16 @@ async fn serve_streams(
             link.wake_streams();
         }
         'looks: loop {
-            link.wire.borrow_mut().begin_look();
+            match round_left {
+                0 => link.wire.borrow_mut().begin_look(),
+                // Streams have not read yet what the last look has brought.
+                _ => link.wire.borrow_mut().begin_no_look(),
+            }
             if let Poll::Ready(done) = served.as_mut().poll(cx) {
                 return Poll::Ready(conn.h2_ended(link, done));
+            }
+            if let Some(closed) = link.wire.borrow().closed {
+                return Poll::Ready(conn.h2_closed(link, closed));
             }
             let mut progressed = 0;
             loop {
@@ -342,9 +349,6 @@ impl Conn<'_> {
     ) -> Poll<H2End> {
         let Conn { server, state, listed, stream } = self;
         state.unsent.set(link.is_sending());
-        if let Some(closed) = link.wire.borrow().closed {
-            return Poll::Ready(self.h2_closed(link, closed));
-        }
         let is_idle = || state.phase.get() == ConnPhase::Idle && !state.unsent.get();
         if server.stop.closed.get() && is_idle() && !state.is_sending(cx, stream) {
             return Poll::Ready(last_words(link, NO_ERROR));

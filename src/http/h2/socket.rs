@@ -28,6 +28,11 @@ impl FrameFlow {
         self.is_dry = false;
     }
 
+    /// Nothing is read this time.
+    pub(super) fn begin_no_look(&mut self) {
+        (self.frames_left, self.bytes_left) = (0, 0);
+    }
+
     /// Whether the streams should be polled before more is read: enough was read, or the sockets are to
     /// be looked at.
     fn has_read_enough(&self) -> bool {

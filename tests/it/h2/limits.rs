@@ -265,6 +265,15 @@ fn floods() -> Vec<Flood> {
     ]
 }
 
+/// Tells the good client to end when the test does.
+struct Ended<'a>(&'a AtomicBool);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
 /// Sends it until the server closes. How often it went out.
 fn attack(server: &Server, flood: &Flood) -> (u64, Option<u32>) {
     let mut client = H2Client::connect(server.ingest);
@@ -307,6 +316,7 @@ fn floods_end_and_the_good_client_beside_them_is_served() {
     let server = start(&[("STORE", "null:")]);
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _also_if_this_fails = Ended(&over);
         let good = scope.spawn(|| {
             let (mut client, mut served) = (H2Client::connect(server.ingest), 0_u64);
             while !over.load(Relaxed) {

@@ -93,7 +93,7 @@ fn generic() -> Vec<Case> {
     let plain = |prefix: &[u8]| [prefix, path].concat();
     let named = |prefix: u8| [&[prefix], &b"\x05:path"[..], path].concat();
     vec![
-        case("1 the preface", vec![], Get(SETTINGS, 0, 24)),
+        case("1 the preface", vec![], Get(SETTINGS, 0, 30)),
         case(
             "2 PRIORITY on an idle stream",
             vec![priority([0, 0, 0, 1, 7]), open(1), body(1)],

@@ -287,7 +287,7 @@ fn bombs_of_fields(raid: &mut Raid) {
 }
 
 fn bombs_of_bodies(raid: &mut Raid) {
-    let body = gzip(&[b' '; 8 << 20]);
+    let body = gzip(&[b' '; 2 << 20]);
     let head = block(&post(&[("content-encoding", "gzip")]));
     let bomb = |stream| {
         [frame(HEADERS, END_HEADERS, stream, &head), frame(DATA, END_STREAM, stream, &body)]
