@@ -19,6 +19,7 @@ mod bodies;
 mod cors;
 mod faults;
 mod file_mode;
+mod h2;
 mod layers;
 mod listen;
 mod meta;
@@ -35,6 +36,7 @@ pub use bodies::{ObjectBody, Paths};
 pub use cors::CorsOrigins;
 pub use faults::{FaultPlan, Poison};
 pub use file_mode::FileMode;
+pub use h2::{H2Offer, H2Options};
 pub use layers::{Effective, Environment, Flags, HostContext, SettingSource, SettingValue};
 pub use listen::ListenAddress;
 pub use meta::{META_HEADER_BYTES_MAX, MetaEntry};
@@ -57,6 +59,7 @@ pub struct Config {
     pub admin_tls: bool,
     /// Set if any address has TLS.
     pub tls: Option<TlsOptions>,
+    pub h2: H2Options,
     /// `None`: there is none, and only a loopback address has all admin pages.
     pub admin_token: Option<AdminTokenSource>,
     /// Whether the admin listener shows samples of payloads.
@@ -513,6 +516,7 @@ fn read(r: &mut SettingsReader<'_>, cores_allowed: &[usize]) -> Config {
         admin_listen,
         admin_tls,
         tls: tls::read(r),
+        h2: h2::read(r),
         admin_token: admin::read(r),
         tap: r.take("TAP", value::on_or_off),
         ingest_health: r.take("INGEST_HEALTH", value::on_or_off),

@@ -18,6 +18,7 @@ use std::rc::Rc;
 use crate::http::body::BodyReader;
 use crate::http::body_memory::BodyMemory;
 use crate::http::cors::Cors;
+use crate::http::h2::H2Bounds;
 use crate::http::health::HealthPages;
 use crate::http::quotas::QuotaGate;
 use crate::http::server::{Conns, Server};
@@ -53,7 +54,11 @@ impl Core {
         let server = Rc::new(Server {
             net: net.clone(),
             cells,
-            conns: Conns::new(limits.connections, config.listen.len()),
+            conns: Conns::new(
+                limits.connections,
+                config.listen.len(),
+                H2Bounds::new(config, limits.body_bytes, cells),
+            ),
             bodies: BodyReader::new(bodies, limits.request_bytes),
             splitter: BodySplitter::new(limits.queue_slots, cells),
             tokens: setup

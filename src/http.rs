@@ -13,6 +13,7 @@ pub mod facts;
 mod fast;
 pub mod fields;
 pub mod forwarded;
+pub mod h2;
 mod handshakes;
 pub mod head;
 pub(crate) mod head_tracker;

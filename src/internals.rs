@@ -18,8 +18,8 @@ pub mod coding {
 pub mod config {
     pub use crate::config::{
         Ack, BatchOptions, Checksum, Config, ConfigErrors, Effective, Environment, FaultPlan,
-        FileMode, Flags, HostContext, Networks, ObjectBody, S3Client, S3Options, SETTINGS, Setting,
-        SignPayload, StoreUrl,
+        FileMode, Flags, H2Offer, HostContext, Networks, ObjectBody, S3Client, S3Options, SETTINGS,
+        Setting, SignPayload, StoreUrl,
     };
 }
 pub mod deadletter {

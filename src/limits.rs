@@ -14,6 +14,7 @@ use crate::config::{Config, S3Client};
 use crate::deadletter::DEAD_LETTER_HEAD_BYTES;
 use crate::http::CONNECTION_BYTES;
 use crate::http::body::DECODERS_BYTES_MAX;
+use crate::http::h2::h2_bytes;
 use crate::http::quotas::quota_bytes;
 use crate::http::split::splitter_bytes;
 use crate::net;
@@ -152,8 +153,12 @@ impl Limits {
         });
         let spool_files = c.spool.as_ref().map_or(0, spool::files);
         let parsing = splitter_bytes(c.max_queue, c.max_length);
-        let kept =
-            parsing + DECODERS_BYTES_MAX + net::POOL_BYTES + quota_bytes(c) + alloc::WAITING_MAX;
+        let kept = parsing
+            + DECODERS_BYTES_MAX
+            + net::POOL_BYTES
+            + quota_bytes(c)
+            + h2_bytes(c)
+            + alloc::WAITING_MAX;
         let core_files = |connections: usize| {
             let listeners = (c.listen.len() - 1) * FILES_PER_LISTENER;
             connections + c.max_workers * FILES_PER_WORKER + CORE_FILES + listeners + spool_files
@@ -280,10 +285,38 @@ mod tests {
         let (plain, of_one) = memory(&[]);
         assert_eq!(of_one, CONNECTION_BYTES as u64);
         let cert = ("TLS_CERT", "a.pem");
-        let (tls, of_one) = memory(&[("LISTEN", "127.0.0.1:1,https://127.0.0.1:2"), cert]);
+        let off = ("H2", "off");
+        let (tls, of_one) = memory(&[("LISTEN", "127.0.0.1:1,https://127.0.0.1:2"), cert, off]);
         assert_eq!(tls - plain, 16_384 * TLS_CONNECTION_BYTES as u64);
         assert_eq!(of_one, (CONNECTION_BYTES + TLS_CONNECTION_BYTES) as u64);
         assert_eq!(memory(&[("ADMIN_LISTEN", "https://127.0.0.1:2"), cert]).0, plain);
+    }
+
+    #[test]
+    fn http_2_may_hold_more_by_its_connections_and_their_streams() {
+        use crate::http::HEAD_BYTES_MAX;
+        use crate::http::h2::{H2_CONNECTION_BYTES, H2_STREAM_BYTES};
+        let memory = |settings: &[(&str, &str)]| {
+            let mut config = Config::from_settings(settings).unwrap();
+            config.cores = vec![0];
+            Limits::new(&config).core_memory_bytes
+        };
+        let all = ("H2", "all");
+        let more = |settings: &[(&str, &str)]| memory(settings) - memory(&[]);
+        let of = |connections: usize, streams: usize, stream: usize| {
+            let each = H2_CONNECTION_BYTES + streams * stream;
+            (connections * each + streams * HEAD_BYTES_MAX) as u64
+        };
+        assert_eq!(more(&[("H2", "tls")]), 0, "no address has TLS");
+        assert_eq!(more(&[all]), of(256, 100, H2_STREAM_BYTES));
+        let few = [all, ("H2_CONNECTIONS", "7"), ("H2_STREAMS", "3")];
+        assert_eq!(more(&few), of(7, 3, H2_STREAM_BYTES));
+        let meta = ("META", "client");
+        let with_meta = memory(&[all, meta]) - memory(&[meta]);
+        assert_eq!(with_meta, of(256, 100, H2_STREAM_BYTES + HEAD_BYTES_MAX));
+        let bounded =
+            memory(&[all, ("MAX_CONNECTIONS", "10")]) - memory(&[("MAX_CONNECTIONS", "10")]);
+        assert_eq!(bounded, of(10, 100, H2_STREAM_BYTES));
     }
 
     #[test]

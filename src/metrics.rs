@@ -309,6 +309,27 @@ impl TlsRefusal {
     ];
 }
 
+/// Why an HTTP/2 connection was closed before its client wanted it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum H2Closed {
+    /// `H2_CONNECTIONS` were open.
+    Full,
+    /// Too many requests were reset, by the client or for what it did.
+    Resets,
+    /// Too many frames that are no part of a request.
+    Frames,
+    /// A head was not complete within `HEADER_TIMEOUT`.
+    HeadTimeout,
+    /// The client broke the protocol.
+    Protocol,
+}
+
+impl H2Closed {
+    /// The values of the metric's label, in the order of the variants.
+    pub const NAMES: [&str; 5] = ["full", "resets", "frames", "header_timeout", "protocol"];
+}
+
 /// Why the headers of a trusted proxy may not lead to the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
@@ -473,6 +494,21 @@ pub struct CoreCells {
     pub tls_refusals: [Cell64; TlsRefusal::NAMES.len()],
     /// TLS handshakes that were begun on addresses without TLS.
     pub tls_on_plain: Cell64,
+    /// Open HTTP/2 connections.
+    pub h2_connections: Cell64,
+    /// Set once: `H2_CONNECTIONS`, or 0 if no address speaks HTTP/2.
+    pub h2_connections_max: Cell64,
+    pub h2_connections_begun: Cell64,
+    /// Requests in progress on HTTP/2 connections.
+    pub h2_requests: Cell64,
+    /// HTTP/2 connections that were closed, by [`H2Closed`].
+    pub h2_closed: [Cell64; H2Closed::NAMES.len()],
+    /// TLS handshakes that offered HTTP/1.1 only, because `h2_connections_max` were open.
+    pub h2_not_offered: Cell64,
+    /// Streams that clients have reset.
+    pub h2_resets: Cell64,
+    /// Answers that were dropped because their client left no room for them.
+    pub h2_answers_unread: Cell64,
     /// Requests of trusted proxies whose client is in doubt, by [`ForwardedFlaw`].
     pub forwarded_flaws: [Cell64; ForwardedFlaw::NAMES.len()],
     /// 1 while an accepted connection waits because no other can be closed for it.
@@ -666,7 +702,7 @@ struct CellCollector {
 
 type Read = fn(&CoreCells) -> u64;
 
-const COUNTERS: [(&str, &str, Read); 31] = [
+const COUNTERS: [(&str, &str, Read); 35] = [
     ("payloads_accepted", "Payloads admitted", |c| c.payloads_accepted.value()),
     ("bytes_accepted", "Payload bytes admitted", |c| c.bytes_accepted.value()),
     ("payloads_stored", "Payloads the store confirmed", |c| c.payloads_stored.value()),
@@ -708,6 +744,16 @@ const COUNTERS: [(&str, &str, Read); 31] = [
     ("tls_on_plain_port", "TLS handshakes begun on addresses that are plain HTTP", |c| {
         c.tls_on_plain.value()
     }),
+    ("h2_connections_begun", "HTTP/2 connections begun", |c| c.h2_connections_begun.value()),
+    ("h2_not_offered", "TLS handshakes without HTTP/2 because H2_CONNECTIONS were open", |c| {
+        c.h2_not_offered.value()
+    }),
+    ("h2_resets", "Streams that HTTP/2 clients have reset", |c| c.h2_resets.value()),
+    (
+        "h2_answers_unread",
+        "HTTP/2 answers dropped because their client left no room for them within IDLE_TIMEOUT",
+        |c| c.h2_answers_unread.value(),
+    ),
     ("connections_at_limit", "Connections accepted while all were taken", |c| {
         c.connections_at_limit.value()
     }),
@@ -740,7 +786,7 @@ const COUNTERS: [(&str, &str, Read); 31] = [
     ("core_deaths", "Cores that ended by a panic", |c| u64::from(c.is(CoreState::Died))),
 ];
 
-const GAUGES: [(&str, &str, Read); 43] = [
+const GAUGES: [(&str, &str, Read); 46] = [
     ("connections", "Open connections", |c| c.connections.value()),
     ("connections_limit", "MAX_CONNECTIONS, or as many as there are file descriptors for", |c| {
         c.connections_max.value()
@@ -757,6 +803,11 @@ const GAUGES: [(&str, &str, Read); 43] = [
     ("tls_handshakes_limit", "TLS_HANDSHAKES, or 0 if no address of LISTEN has TLS", |c| {
         c.tls_handshakes_max.value()
     }),
+    ("h2_connections", "Open HTTP/2 connections", |c| c.h2_connections.value()),
+    ("h2_connections_limit", "H2_CONNECTIONS, or 0 if no address of LISTEN speaks HTTP/2", |c| {
+        c.h2_connections_max.value()
+    }),
+    ("h2_requests", "Requests in progress on HTTP/2 connections", |c| c.h2_requests.value()),
     ("body_bytes", "Bytes of bodies being read or waiting for room", |c| c.body_bytes.value()),
     ("body_bytes_limit", "MAX_BODY_BYTES", |c| c.body_bytes_max.value()),
     ("body_memory_full", "1 if a body was evicted or refused in the last second", |c| {
@@ -932,6 +983,8 @@ impl Collector for CellCollector {
             &c.tls_refusals
         })?;
         self.encode_handshakes(&mut encoder)?;
+        let help = "HTTP/2 connections closed before their client wanted it, by reason";
+        self.encode_reasons(&mut encoder, ("h2_closed", help), H2Closed::NAMES, |c| &c.h2_closed)?;
         let help = "Requests of trusted proxies whose headers leave the client in doubt";
         self.encode_reasons(&mut encoder, ("forwarded_flaws", help), ForwardedFlaw::NAMES, |c| {
             &c.forwarded_flaws

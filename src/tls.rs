@@ -25,8 +25,11 @@ pub use stream::{Decrypted, HandshakeEnd, TlsStream};
 
 /// The protocols that connections of `LISTEN` may agree on (ALPN), the preferred one first. This is
 /// the one place where they are chosen; a client that offers none gets HTTP/1.1. The admin pages
-/// have HTTP/1.1 only.
-const PROTOCOLS: [&[u8]; 1] = [HTTP_1_1];
+/// have HTTP/1.1 only, and so has `LISTEN` with `H2=off` or while `H2_CONNECTIONS` are open.
+const PROTOCOLS: [&[u8]; 2] = [HTTP_2, HTTP_1_1];
+
+/// HTTP/2 over TLS as ALPN names it.
+const HTTP_2: &[u8] = b"h2";
 
 /// HTTP/1.1 as ALPN names it.
 const HTTP_1_1: &[u8] = b"http/1.1";

@@ -97,6 +97,9 @@ pub enum Wire {
     Plain,
     /// TLS 1.3, each connection with a full handshake.
     Tls,
+    /// HTTP/2 with prior knowledge: 100 requests in one go on a connection, and as many once all are
+    /// answered.
+    H2,
 }
 
 /// The figure that is compared.
@@ -376,6 +379,22 @@ pub const LANES: &[Lane] = &[
         spool: false,
         settings: STORED,
         measures: &[Measure::LatencyP50, Measure::LatencyP99],
+    },
+    Lane {
+        name: "h2",
+        what: "the ingest lane over HTTP/2 without TLS, 100 requests at once on a connection",
+        store: Sink::Null,
+        batches: false,
+        payloads: 10,
+        payload_bytes: 150,
+        shape: Shape::Records,
+        connections: 4,
+        kind: Kind::Closed,
+        wire: Wire::H2,
+        rivals: TOKIO,
+        spool: false,
+        settings: &[WAIT, ("H2", "all")],
+        measures: &[Measure::RequestsPerCpuSecond],
     },
     Lane {
         name: "tls",

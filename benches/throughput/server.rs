@@ -174,7 +174,7 @@ impl Server {
             Sink::S3 { .. } => format!("s3://{BUCKET}/{PREFIX}"),
         };
         let listen = match lane.wire {
-            Wire::Plain => ingest.to_string(),
+            Wire::Plain | Wire::H2 => ingest.to_string(),
             Wire::Tls => {
                 write_certificate(&directory.path().join(CERTIFICATE))?;
                 format!("https://{ingest}")

@@ -106,6 +106,8 @@ pub const SETTINGS: &[Setting] = &[
         "`on`: LISTEN answers `GET /healthz` and `/readyz` too, without a token and without reasons, for balancers that probe the port they send traffic to."),
     row(LISTENING, "PATHS", "LIST", "/payloads",
         "Paths that take payloads, up to 16, such as `/payloads,/v1/events`; all mean the same. They are compared as sent, the query aside. Any other path gets 404."),
+    row(LISTENING, "H2", "WHERE", "tls",
+        "Where HTTP/2 is spoken besides HTTP/1.1: `tls`, on `https://` addresses, to clients that ask for it (ALPN); `all`, also on the others, to clients that begin with it (prior knowledge, h2c); `off`."),
     row(LISTENING, "BIND_WAIT", "TIME", "5s",
         "How long the start retries while LISTEN or ADMIN_LISTEN is in use, up to 5m: a killed process can keep its sockets for a moment."),
 
@@ -136,6 +138,10 @@ pub const SETTINGS: &[Setting] = &[
         "Memory per core for bodies being read, decompressed or waiting for queue space, at least 2 × MAX_LENGTH. When it is used up, stalled bodies get 408; if there are none, requests get 503."),
     row(LIMITS, "MAX_CONNECTIONS", "N", "16384",
         "Open client connections per core, 1 to 1000000. Beyond it idle ones are closed for new ones; if all are busy, the kernel queues the rest. Each needs a file descriptor."),
+    row(LIMITS, "H2_CONNECTIONS", "N", "256",
+        "Open HTTP/2 connections per core, 1 to 1000000; they count in MAX_CONNECTIONS too. Beyond it `https://` addresses offer HTTP/1.1 only, and connections that begin with HTTP/2 are closed."),
+    row(LIMITS, "H2_STREAMS", "N", "100",
+        "Requests that one HTTP/2 connection may have in progress, 1 to 1000. Further ones are refused (REFUSED_STREAM)."),
     row(LIMITS, "MAX_LENGTH", "SIZE", "1MiB",
         "Maximum length of a request body after decompression, up to 1GiB. A longer one gets 413."),
 

@@ -124,18 +124,19 @@ impl BodyReader {
     pub(super) async fn read(
         &self,
         state: &ConnState,
-        mut body: Incoming,
+        body: &mut Incoming,
     ) -> Result<ChargedBytes, BodyError> {
         let max = self.length_max;
         // hyper returns no more bytes than were announced.
         let room = body.size_hint().exact().map_or(max, |length| length.min(max as u64) as usize);
         let receiving = Receiving::begin(&self.memory, state, self.memory.buffer(room)?);
-        while let Some(data) = next_data(&mut body).await? {
+        while let Some(data) = next_data(body).await? {
             let mut bytes = state.body.bytes.borrow_mut();
             let bytes = bytes.as_mut().ok_or(BodyError::Evicted)?;
             append(&self.memory, bytes, &data, max, Some(state))?;
             state.body.received.set(bytes.as_slice().len());
         }
+        check_end(state, body)?;
         let mut bytes = receiving.end()?;
         bytes.shrink();
         Ok(bytes)
@@ -146,12 +147,12 @@ impl BodyReader {
     pub(super) async fn discard(
         &self,
         state: &ConnState,
-        mut body: Incoming,
+        body: &mut Incoming,
     ) -> Result<(), BodyError> {
-        while let Some(data) = next_data(&mut body).await? {
+        while let Some(data) = next_data(body).await? {
             state.body.received.set(state.body.received.get() + data.len());
         }
-        Ok(())
+        check_end(state, body)
     }
 
     /// Decompresses `raw` if that gives at most [`SMALL_BODY_BYTES`], otherwise returns `None`.
@@ -227,7 +228,7 @@ impl Drop for Receiving<'_> {
 }
 
 /// The next piece of the body; trailers are skipped.
-async fn next_data(body: &mut Incoming) -> Result<Option<Bytes>, BodyError> {
+pub(super) async fn next_data(body: &mut Incoming) -> Result<Option<Bytes>, BodyError> {
     loop {
         match poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await {
             None => return Ok(None),
@@ -239,6 +240,15 @@ async fn next_data(body: &mut Incoming) -> Result<Option<Bytes>, BodyError> {
             }
         }
     }
+}
+
+/// Whether a body after which nothing comes is whole. Of a stream that its client has reset with
+/// `NO_ERROR` hyper says that it has ended.
+fn check_end(state: &ConnState, body: &Incoming) -> Result<(), BodyError> {
+    if state.is_stream() && !body.is_end_stream() {
+        return Err(BodyError::Disconnected("its stream was reset".to_owned()));
+    }
+    Ok(())
 }
 
 /// Decompresses one body at a time; the caller sees to that.

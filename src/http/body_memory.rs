@@ -315,7 +315,9 @@ impl BodyMemory {
         let is_other = |state: &&Rc<ConnState>| {
             receiver.is_none_or(|receiver| !std::ptr::eq(Rc::as_ptr(state), receiver))
         };
-        let nothing_arrived = |state: &&Rc<ConnState>| state.body.arrived() == 0;
+        let nothing_arrived = |state: &&Rc<ConnState>| {
+            state.body.arrived() == 0 && has_stalled(state, state.was_read_at(now))
+        };
         let [small, large] = &*self.receiving.borrow();
         let looks = LOOKS_MAX.max(shortage.missing.div_ceil(LISTED_LEAST));
         let stalled = || {

@@ -2,6 +2,7 @@
 //! those of HTTP. It is the one place where the two differ, by one branch for each operation; a
 //! plain connection is no larger for it.
 
+use std::cell::Cell;
 use std::io;
 use std::net::IpAddr;
 use std::ops::Deref;
@@ -22,6 +23,8 @@ pub struct TlsClient {
     pub(super) stream: TlsStream,
     /// Set with the end of the handshake if the client has a certificate.
     pub(super) certificate: std::cell::OnceCell<CertificateToken>,
+    /// Whether the handshake has agreed on HTTP/2.
+    pub(super) is_h2: Cell<bool>,
 }
 
 impl ClientStream {
@@ -32,6 +35,7 @@ impl ClientStream {
             true => ClientStream::Tls(Box::new(TlsClient {
                 stream: TlsStream::new(socket),
                 certificate: std::cell::OnceCell::new(),
+                is_h2: Cell::new(false),
             })),
         }
     }
@@ -50,6 +54,19 @@ impl ClientStream {
         match self {
             ClientStream::Plain(_) => true,
             ClientStream::Tls(tls) => tls.stream.is_secure(),
+        }
+    }
+
+    /// Whether it is over TLS.
+    pub(super) fn is_tls(&self) -> bool {
+        matches!(self, ClientStream::Tls(_))
+    }
+
+    /// Whether TLS has agreed on HTTP/2.
+    pub(super) fn is_h2(&self) -> bool {
+        match self {
+            ClientStream::Plain(_) => false,
+            ClientStream::Tls(tls) => tls.is_h2.get(),
         }
     }
 

@@ -34,6 +34,7 @@ use http::HeaderMap;
 use super::client_stream::ClientBytes;
 use super::conn::{Conn, ConnEnd};
 use super::fields::HeadView;
+use super::h2::H2_PREFACE;
 use super::phase::ConnPhase;
 use super::reply::Answer;
 use super::request::waiting::{process, resume, wait};
@@ -56,11 +57,9 @@ const UNSENT_BYTES_MAX: usize = 6 << 10;
 /// Largest buffer for answers that is kept for the connection that writes the next ones.
 const ROOM_KEPT: usize = 2 * UNSENT_BYTES_MAX;
 
-/// How a connection of HTTP/2 begins. hyper gives no answer to it if it has come as a whole, whether
-/// or not its head was in pieces.
-const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-/// Length of what looks like a head in it.
+/// Length of what looks like a head in [`H2_PREFACE`]. hyper gives no answer to that if it has come as a
+/// whole, whether or not its head was in pieces, and [HTTP/2](super::h2) begins with it where it is
+/// spoken.
 const H2_PREFACE_HEAD: usize = 18;
 
 /// How the fast path's part of a connection ended.

@@ -6,7 +6,7 @@
 
 use std::net::Ipv6Addr;
 
-use http::header::{HOST, TRANSFER_ENCODING};
+use http::header::{HOST, HeaderValue, TRANSFER_ENCODING};
 use http::{Request, StatusCode, Version};
 
 /// How the body of a request is delimited, as far as its headers do not say.
@@ -27,6 +27,10 @@ pub enum HeadError {
     RepeatedHost,
     #[error("the host header is not a host with an optional port; send host: NAME[:PORT]")]
     MalformedHost,
+    #[error("the request has neither :authority nor a host header; send one of them")]
+    NoAuthority,
+    #[error("the host header differs from :authority; send only :authority")]
+    OtherHost,
     #[error("the host header is empty although the request target has a host; send the same host")]
     EmptyHost,
     #[error(
@@ -72,6 +76,9 @@ pub fn check<B>(head: &Request<B>, framing: BodyFraming) -> Result<(), HeadError
 /// authority, so it is refused only beside a target that has one. A `host` that differs from such a
 /// target is ignored (section 3.2.2).
 fn check_host<B>(head: &Request<B>) -> Result<(), HeadError> {
+    if head.version() == Version::HTTP_2 {
+        return check_authority(head);
+    }
     let headers = head.headers();
     let Some(host) = headers.get(HOST) else {
         let required = head.version() != Version::HTTP_10;
@@ -86,6 +93,25 @@ fn check_host<B>(head: &Request<B>) -> Result<(), HeadError> {
         [] if head.uri().authority().is_some() => Err(HeadError::EmptyHost),
         [] => Ok(()),
         host if is_host(host) => Ok(()),
+        _ => Err(HeadError::MalformedHost),
+    }
+}
+
+/// RFC 9113 section 8.3.1: `:authority` takes the place of `host`, which may come in its stead or say
+/// the same. No user information is part of it.
+fn check_authority<B>(head: &Request<B>) -> Result<(), HeadError> {
+    let mut hosts = head.headers().get_all(HOST).iter().map(HeaderValue::as_bytes);
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return Err(HeadError::RepeatedHost);
+    }
+    let authority = head.uri().authority().map(|authority| authority.as_str().as_bytes());
+    match (authority, host) {
+        (None, None) => Err(HeadError::NoAuthority),
+        (Some(authority), Some(host)) if !authority.eq_ignore_ascii_case(host) => {
+            Err(HeadError::OtherHost)
+        }
+        (Some(one), _) | (None, Some(one)) if is_host(one) => Ok(()),
         _ => Err(HeadError::MalformedHost),
     }
 }

@@ -3,6 +3,9 @@
 use std::cell::Cell;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::rc::Rc;
+
+use super::h2::H2Link;
 
 /// What counts as one client: an IPv4 address, or the /64 of an IPv6 address, because one host can
 /// use all addresses of its /64.
@@ -17,6 +20,15 @@ pub enum Peer {
 }
 
 impl Peer {
+    /// Its place in a table of `places` in which neighbours do not share one.
+    pub(super) fn place(self, places: usize) -> usize {
+        match self {
+            Peer::V4(bits) => bits as usize % places,
+            Peer::V6(bits) => bits as usize % places,
+            Peer::Unknown => 0,
+        }
+    }
+
     /// No other one is ordered before it.
     pub(super) const LEAST: Peer = Peer::V4(0);
 
@@ -46,13 +58,31 @@ pub(super) struct ClientOrigin {
     /// Set only from the head to the answer of a request that a trusted proxy has sent.
     request: Cell<Option<IpAddr>>,
     has_certificate: Cell<bool>,
+    /// The connection, if this is the origin of one of its streams.
+    stream_of: Option<Rc<H2Link>>,
 }
 
 impl ClientOrigin {
     /// A connection whose other end has this address; unspecified if it is not known.
     pub(super) fn new(connection: IpAddr) -> ClientOrigin {
         let connection = Cell::new(connection);
-        ClientOrigin { connection, request: Cell::new(None), has_certificate: Cell::new(false) }
+        ClientOrigin {
+            connection,
+            request: Cell::new(None),
+            has_certificate: Cell::new(false),
+            stream_of: None,
+        }
+    }
+
+    /// A stream of this connection.
+    pub(super) fn of_stream(link: Rc<H2Link>) -> ClientOrigin {
+        let connection = link.conn.origin.connection();
+        ClientOrigin { stream_of: Some(link), ..ClientOrigin::new(connection) }
+    }
+
+    /// The connection whose stream it is; `None`: it is that of a connection.
+    pub(super) fn stream_of(&self) -> Option<&Rc<H2Link>> {
+        self.stream_of.as_ref()
     }
 
     /// The client that the connection comes from has proved a certificate to be its own.

@@ -180,6 +180,12 @@ pub struct Tally {
     activity: RefCell<Activity>,
     /// Of `received`, what was handed over.
     handed_over: Cell<u64>,
+    pub(super) remembered: Remembered,
+}
+
+/// What is remembered from one request of a client to its next one.
+#[derive(Default)]
+pub(super) struct Remembered {
     /// The bucket of its peer, if that has a quota.
     pub(super) quota: Cell<Option<PeerBucket>>,
     /// How long its bodies are that do not say it.
@@ -195,6 +201,12 @@ impl Tally {
     /// Adds bytes read from the socket.
     pub fn received_more(&self, bytes: usize) {
         self.received.set(self.received.get() + bytes as u64);
+    }
+
+    /// Counts `bytes` that were received as received by `other`.
+    pub(super) fn cede(&self, bytes: usize, other: &Tally) {
+        self.handed_over.set(self.handed_over.get() + bytes as u64);
+        other.received_more(bytes);
     }
 
     /// Adds a request that ended at `now` with `status`, `payloads` of which were admitted, sent
@@ -215,7 +227,9 @@ impl Tally {
     /// What is new since the last call, if anything.
     fn take(&self) -> Option<Activity> {
         let mut activity = self.activity.take();
-        activity.bytes = self.received.get() - self.handed_over.replace(self.received.get());
+        // What was ceded may be more than what came since.
+        let before = self.handed_over.replace(self.received.get());
+        activity.bytes = self.received.get().saturating_sub(before);
         let is_new = activity.requests > 0 || activity.bytes > 0;
         is_new.then_some(activity)
     }

@@ -8,12 +8,15 @@ use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
+use hyper::body::Incoming;
+
 use super::client_stream::ClientStream;
 use super::conn::ConnEnd;
 use super::eviction::{ConnActivity, FIRST_HEAD_LEAST, IDLE_LEAST, LINGER_LEAST};
+use super::h2::{H2Link, HeldBack};
 use super::head_tracker::HeadTracker;
 use super::peer::{ClientOrigin, Peer};
-use super::peers::Tally;
+use super::peers::{Remembered, Tally};
 use crate::budget::ChargedBytes;
 use crate::config::Config;
 use crate::deadline::{Alarm, was_paused};
@@ -38,8 +41,9 @@ pub(super) enum ConnPhase {
     Working,
 }
 
-/// The state of one open connection. The core's list also holds it, to wake the connection when a
-/// stop proceeds.
+/// The state of one open connection, or of one stream of an HTTP/2 connection, which is to its
+/// request what a connection is to an HTTP/1.1 request. The core's list also holds that of a
+/// connection, to wake it when a stop proceeds.
 pub(super) struct ConnState {
     pub(super) origin: ClientOrigin,
     pub(super) phase: Cell<ConnPhase>,
@@ -52,11 +56,11 @@ pub(super) struct ConnState {
     /// reads it.
     pub(super) clean: Cell<bool>,
     /// There are answers, or parts of them, that the socket does not take now: an earlier send is
-    /// still in flight.
+    /// still in flight. With HTTP/2 also: for which the client leaves no room.
     pub(super) unsent: Cell<bool>,
     pub(super) arrived: HeadTracker,
     /// What has come from the peer.
-    pub(super) tally: Tally,
+    pub(super) tally: Rc<Tally>,
     pub(super) standing: Standing,
     /// Set while a deadline has passed and the bytes that had arrived by then are being read.
     late_read: Cell<Option<LateRead>>,
@@ -152,12 +156,26 @@ impl LateRead {
 impl ConnState {
     /// The state of a connection that was just accepted.
     pub(super) fn new(stream: &Rc<ClientStream>) -> Rc<ConnState> {
-        Rc::new(ConnState {
-            origin: ClientOrigin::new(stream.peer_ip()),
-            body: BodyState { stream: Rc::downgrade(stream), ..BodyState::default() },
+        let origin = ClientOrigin::new(stream.peer_ip());
+        let body = BodyState { stream: Rc::downgrade(stream), ..BodyState::default() };
+        Rc::new(ConnState::begin(origin, body, Rc::default()))
+    }
+
+    /// The state of a stream that begins.
+    pub(super) fn of_stream(link: Rc<H2Link>, tally: Rc<Tally>) -> Rc<ConnState> {
+        let origin = ClientOrigin::of_stream(link);
+        let state = ConnState::begin(origin, BodyState::default(), tally);
+        state.phase.set(ConnPhase::Head);
+        Rc::new(state)
+    }
+
+    fn begin(origin: ClientOrigin, body: BodyState, tally: Rc<Tally>) -> ConnState {
+        ConnState {
+            origin,
+            body,
             standing: Standing::default(),
             arrived: HeadTracker::default(),
-            tally: Tally::default(),
+            tally,
             late_read: Cell::new(None),
             phase: Cell::new(ConnPhase::Idle),
             since: Cell::new(rt::now()),
@@ -165,7 +183,47 @@ impl ConnState {
             clean: Cell::new(true),
             unsent: Cell::new(false),
             waker: RefCell::new(None),
-        })
+        }
+    }
+
+    /// Whether it is that of a stream.
+    pub(super) fn is_stream(&self) -> bool {
+        self.origin.stream_of().is_some()
+    }
+
+    /// The body of a stream, which is to have `length` bytes if that is known, is not read until the
+    /// guard is dropped. Streams share a connection, so what is not read of one of them would fill
+    /// memory that no budget has: unless that is little, nothing is read from the connection meanwhile.
+    pub(super) fn hold_back(&self, length: Option<u64>) -> Option<HeldBack> {
+        self.origin.stream_of().map(|link| link.hold_back(length))
+    }
+
+    /// What is remembered of the current request's client.
+    pub(super) fn remembered(&self) -> &Remembered {
+        let of_link = self.origin.stream_of().and_then(|link| link.remembered(self.peer()));
+        of_link.unwrap_or(&self.tally.remembered)
+    }
+
+    /// The rest of a body is not wanted. That of a stream is read and dropped meanwhile, so that its
+    /// client, which is still sending, gets the answer.
+    pub(super) fn leave_unread(&self, body: Incoming) {
+        if let Some(link) = self.origin.stream_of() {
+            link.drop_rest(body);
+        }
+    }
+
+    /// When it was last known that nothing of the body had arrived that was not read. Not later than
+    /// `now`.
+    pub(super) fn was_read_at(&self, now: Instant) -> Instant {
+        self.origin.stream_of().map_or(now, |link| link.was_read_at(now))
+    }
+
+    /// The request of a trusted proxy has been answered. What came of its body on a stream counts as
+    /// received from its client, and no longer from the proxy.
+    pub(super) fn claim_received(&self) {
+        if let Some(link) = self.origin.stream_of() {
+            link.conn.tally.cede(self.body.received.get(), &self.tally);
+        }
     }
 
     /// The exact address of the current request's client, between requests that of the
@@ -176,10 +234,11 @@ impl ConnState {
 
     /// The connection, if its client has a certificate.
     pub(super) fn certificate(&self) -> Option<Rc<ClientStream>> {
-        if !self.origin.has_certificate() {
+        let conn = self.origin.stream_of().map_or(self, |link| &link.conn);
+        if !conn.origin.has_certificate() {
             return None;
         }
-        self.body.stream.upgrade()
+        conn.body.stream.upgrade()
     }
 
     /// What counts as the current request's client, between requests as the connection's.
@@ -297,6 +356,27 @@ impl ConnState {
         // Other tasks run before the next poll.
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// A deadline was acted on; the next one reads anew what has arrived by then.
+    pub(super) fn deadline_acted_on(&self) {
+        self.late_read.set(None);
+    }
+
+    /// Whether the head of its first request was complete.
+    pub(super) fn has_asked(&self) -> bool {
+        self.standing.has_asked.get()
+    }
+
+    /// A request of an HTTP/2 connection begins.
+    pub(super) fn stream_begins(&self) {
+        self.standing.has_asked.set(true);
+    }
+
+    /// The process was paused: the peer gets the whole time for its body again.
+    pub(super) fn begins_again(&self, now: Instant) {
+        self.since.set(now);
+        self.body.window.set(None);
     }
 
     /// The head is complete; the body is read from now on.
@@ -417,7 +497,10 @@ impl ConnState {
 
     /// The answer is ready. `length` is the length of the request's body, if known.
     pub(super) fn request_ended(&self, length: Option<u64>, now: Instant) {
-        self.clean.set(self.arrived.end_of_request(length));
+        match self.origin.stream_of() {
+            None => self.clean.set(self.arrived.end_of_request(length)),
+            Some(link) => link.request_ended(now),
+        }
         self.enter(ConnPhase::Idle, now);
     }
 }

@@ -126,14 +126,14 @@ pub(super) struct BodyGuess {
 impl BodyGuess {
     /// What has come from the current request's peer on this connection.
     fn of(state: &ConnState) -> i64 {
-        let guess = state.tally.guess.get().filter(|guess| guess.peer == state.peer());
+        let guess = state.remembered().guess.get().filter(|guess| guess.peer == state.peer());
         guess.map_or(0, |guess| guess.bytes)
     }
 
     /// A body of this many bytes has come.
     fn learn(state: &ConnState, bytes: i64) {
         let bytes = (7 * BodyGuess::of(state) + bytes) / 8;
-        state.tally.guess.set(Some(BodyGuess { peer: state.peer(), bytes }));
+        state.remembered().guess.set(Some(BodyGuess { peer: state.peer(), bytes }));
     }
 }
 
@@ -316,14 +316,14 @@ impl ClientQuota {
     #[inline]
     fn bucket(&self, state: &ConnState) -> SlotId {
         let peer = state.peer();
-        if let Some(bucket) = state.tally.quota.get()
+        if let Some(bucket) = state.remembered().quota.get()
             && bucket.peer == peer
             && self.table.is_current(bucket.slot)
         {
             return bucket.slot;
         }
         let slot = self.table.find(self.keys.hash_one(peer), &self.quota, 1);
-        state.tally.quota.set(Some(PeerBucket { peer, slot }));
+        state.remembered().quota.set(Some(PeerBucket { peer, slot }));
         slot
     }
 }

@@ -202,7 +202,8 @@ impl<'a> Handling<'a> {
     ) -> (Response<Full<Bytes>>, Instant) {
         let server = self.server;
         // The next request of this connection would begin in the middle of an unread body.
-        let close = body_left || server.stop.draining.get();
+        // A stream ends with its request, and its connection says itself that it closes.
+        let close = (body_left || server.stop.draining.get()) && !self.state.is_stream();
         let counted = Counted {
             payloads: answer.payloads_admitted(),
             unavailable: answer.unavailable(),

@@ -173,7 +173,11 @@ impl SecuredConn<'_> {
             return Err(NoSession::Refused(TlsRefusal::Busy, why));
         };
         self.state.phase.set(ConnPhase::Head);
-        let config = self.acceptor.shared.load().ingest.clone();
+        let snapshot = self.acceptor.shared.load();
+        let config = match self.server.conns.h2.offers_in_handshake(self.server.cells) {
+            true => snapshot.ingest_h2.clone(),
+            false => snapshot.ingest.clone(),
+        };
         let refused = |error: Error| {
             let (reason, why) = judge(&error);
             NoSession::Refused(reason, why)
@@ -250,7 +254,8 @@ impl SecuredConn<'_> {
     }
 
     fn established(&self, tls: &TlsClient, session: Session) {
-        let Agreed { version, resumed } = session.agreed();
+        let Agreed { version, resumed, is_h2 } = session.agreed();
+        tls.is_h2.set(is_h2);
         let kind = match (version, resumed) {
             (ProtocolVersion::TLSv1_2, false) => HandshakeKind::Tls12,
             (ProtocolVersion::TLSv1_2, true) => HandshakeKind::Tls12Resumed,
@@ -345,7 +350,9 @@ fn judge(error: &Error) -> (TlsRefusal, String) {
         ),
         Error::NoApplicationProtocol => (
             TlsRefusal::Incompatible,
-            "its client offers other protocols than http/1.1 (ALPN)".to_owned(),
+            "its client offers other protocols than this server speaks (ALPN): http/1.1, and h2 unless H2=off or \
+             H2_CONNECTIONS are open"
+                .to_owned(),
         ),
         error => (TlsRefusal::Malformed, format!("its client broke the protocol: {error}")),
     }

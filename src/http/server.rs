@@ -12,6 +12,7 @@ use futures_lite::FutureExt;
 use super::body::BodyReader;
 use super::client_stream::ClientStream;
 use super::eviction::{Choice, ConnActivity, EvictionOrder, FIRST_HEAD_LEAST};
+use super::h2::H2Bounds;
 use super::peer::Peer;
 use super::peers::PeerTables;
 use super::phase::ConnState;
@@ -21,7 +22,7 @@ use super::split::BodySplitter;
 use super::tokenless::Tokenless;
 use super::tokens::TokenGate;
 use crate::config::Config;
-use crate::metrics::{Cell64, CoreCells, ProxyRefusal};
+use crate::metrics::{Cell64, CoreCells, H2Closed, ProxyRefusal};
 use crate::net::Net;
 use crate::rt;
 use crate::stop::Stop;
@@ -70,6 +71,8 @@ pub struct Conns {
     /// What the peers of these connections have done.
     pub(super) peers: PeerTables,
     pub(super) logs: ConnLogs,
+    /// Those that speak HTTP/2.
+    pub(super) h2: H2Bounds,
 }
 
 /// Limits log lines about connections.
@@ -80,6 +83,8 @@ pub(super) struct ConnLogs {
     full: RefCell<Throttle>,
     /// About TLS on addresses without it.
     pub(super) tls_on_plain: RefCell<Throttle>,
+    /// About HTTP/2 connections that were closed, by reason.
+    pub(super) h2_closed: RefCell<[Throttle; H2Closed::NAMES.len()]>,
     /// About connections to listeners with `proxy=`, by reason.
     pub(super) proxy_refusals: RefCell<[Throttle; ProxyRefusal::NAMES.len()]>,
 }
@@ -90,6 +95,7 @@ impl Default for ConnLogs {
             panics: RefCell::default(),
             full: RefCell::default(),
             tls_on_plain: RefCell::new(Throttle::per_minute()),
+            h2_closed: RefCell::new(std::array::from_fn(|_| Throttle::per_minute())),
             proxy_refusals: RefCell::new(std::array::from_fn(|_| Throttle::per_minute())),
         }
     }
@@ -240,7 +246,7 @@ impl RegisteredConn<'_> {
 
 impl Conns {
     /// An empty list of at most `max` connections that as many `listeners` accept.
-    pub fn new(max: usize, listeners: usize) -> Conns {
+    pub fn new(max: usize, listeners: usize, h2: H2Bounds) -> Conns {
         Conns {
             max,
             taken: Cell::new(0),
@@ -253,6 +259,7 @@ impl Conns {
             accepting: Cell::new(listeners),
             peers: PeerTables::default(),
             logs: ConnLogs::default(),
+            h2,
         }
     }
 
@@ -317,6 +324,7 @@ impl Conns {
     /// A request of a trusted proxy has been answered: hands over what it has done to the table of
     /// its client.
     pub(super) fn forwarded_request_ended(&self, state: &ConnState) {
+        state.claim_received();
         self.peers.hand_over(state);
         state.origin.request_ended();
     }

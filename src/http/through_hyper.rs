@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Method, Request, Response};
 use http_body::Body as _;
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -40,7 +40,10 @@ pub(super) async fn serve(conn: Conn<'_>, held: Vec<u8>, alarm: &mut Alarm) -> C
     // Whatever is in `held` is part of a head, not of what is between two requests.
     state.clean.set(true);
     let socket = Socket { stream: stream.clone(), state: state.clone(), held, given: 0 };
-    let service = service_fn(|request| handle(server.clone(), state.clone(), request));
+    let service = service_fn(|request| {
+        let (server, state) = (server.clone(), state.clone());
+        async move { Ok::<_, Infallible>(handle(&server, &state, request).await) }
+    });
     let mut builder = http1::Builder::new();
     builder.half_close(true).header_read_timeout(None).max_buf_size(HEAD_BYTES_MAX);
     let served = builder.serve_connection(socket, service);
@@ -81,29 +84,40 @@ fn tls_on_plain(client: &str) -> String {
     )
 }
 
-/// Handles one request: measures it, answers it, and tells the connection how far it is.
-async fn handle(
-    server: Rc<Server>,
-    state: Rc<ConnState>,
+/// Handles one request that hyper has read: measures it, answers it, and tells the connection, or the
+/// stream of HTTP/2, how far it is.
+pub(super) async fn handle(
+    server: &Server,
+    state: &ConnState,
     request: Request<Incoming>,
-) -> Result<Response<Full<Bytes>>, Infallible> {
+) -> Response<Full<Bytes>> {
     let started = rt::now();
     let length = request.body().size_hint().exact();
     let content_length = state.arrived.has_content_length();
-    let framing = BodyFraming { chunked: length.is_none(), content_length };
+    // HTTP/2 has no chunks.
+    let chunked = length.is_none() && !state.is_stream();
+    let framing = BodyFraming { chunked, content_length };
     let checked = head::check(&request, framing).map_err(Answer::BadHead);
-    let handling = Handling::begin(&server, &state, request.headers(), length, started);
-    let (head, body) = request.into_parts();
-    let wanted = checked.and_then(|()| judge(&server, &handling, &head));
+    let handling = Handling::begin(server, state, request.headers(), length, started);
+    let (head, mut body) = request.into_parts();
+    let is_head = head.method == Method::HEAD;
+    let wanted = checked.and_then(|()| judge(server, &handling, &head));
     // While the body arrives, the head's fields and their buffer would outweigh the rest of the
     // connection.
     let room = emptied(head);
     let (answer, body_left) = match wanted {
-        Ok(wanted) => process(&server, &state, wanted, body, handling.token()).await,
+        Ok(wanted) => process(server, state, wanted, &mut body, handling.token()).await,
         Err(refusal) => (refusal, !body.is_end_stream()),
     };
-    let (response, _now) = handling.reply(answer, body_left, room);
-    Ok(response)
+    if body_left {
+        state.leave_unread(body);
+    }
+    let (mut response, _now) = handling.reply(answer, body_left, room);
+    // In HTTP/1.1 hyper leaves it out itself.
+    if is_head && state.is_stream() {
+        *response.body_mut() = Full::default();
+    }
+    response
 }
 
 /// Judges what a head asks for.
@@ -130,9 +144,13 @@ fn emptied(head: Parts) -> HeaderMap {
     if headers.capacity() <= FIELDS_KEPT { headers } else { HeaderMap::new() }
 }
 
-impl BodySource for Incoming {
+impl BodySource for &mut Incoming {
     fn is_empty(&self) -> bool {
         self.is_end_stream()
+    }
+
+    fn length(&self) -> Option<u64> {
+        self.size_hint().exact()
     }
 
     async fn read<'a>(

@@ -15,7 +15,7 @@ use futures_rustls::rustls::unbuffered::{
 };
 use futures_rustls::rustls::{Error, HandshakeKind, ProtocolVersion};
 
-use super::der;
+use super::{HTTP_2, der};
 use crate::net::BUFFER_BYTES;
 
 /// Most bytes that are held because a record or a message of a handshake is not complete. A record
@@ -61,6 +61,8 @@ pub struct Agreed {
     pub version: ProtocolVersion,
     /// It continues an earlier session, by a ticket.
     pub resumed: bool,
+    /// The protocol is HTTP/2.
+    pub is_h2: bool,
 }
 
 /// The certificate that a client has proved to be its own.
@@ -318,7 +320,8 @@ impl Session {
     pub fn agreed(&self) -> Agreed {
         let version = self.tls.protocol_version().unwrap_or(ProtocolVersion::TLSv1_3);
         let resumed = self.tls.handshake_kind() == Some(HandshakeKind::Resumed);
-        Agreed { version, resumed }
+        let is_h2 = self.tls.alpn_protocol() == Some(HTTP_2);
+        Agreed { version, resumed, is_h2 }
     }
 
     /// The client's certificate, if it has one.

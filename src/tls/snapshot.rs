@@ -24,7 +24,9 @@ use crate::config::TlsOptions;
 
 /// The settings of new connections.
 pub struct TlsSnapshot {
-    /// Of `LISTEN`.
+    /// Of `LISTEN`, with HTTP/2 …
+    pub ingest_h2: Arc<ServerConfig>,
+    /// … and without it.
     pub ingest: Arc<ServerConfig>,
     /// Of `ADMIN_LISTEN`: the same certificates. It asks for no client certificate, and takes no
     /// ticket of the other.
@@ -110,7 +112,8 @@ impl TlsSnapshot {
             Arc::new(config)
         };
         Ok(TlsSnapshot {
-            ingest: settings(verifier, of_ingest, &PROTOCOLS),
+            ingest_h2: settings(verifier.clone(), of_ingest.clone(), &PROTOCOLS),
+            ingest: settings(verifier, of_ingest, &[HTTP_1_1]),
             admin: settings(WebPkiClientVerifier::no_client_auth(), of_admin, &[HTTP_1_1]),
             certificates: pairs.into_iter().map(|pair| pair.facts).collect(),
             authorities,

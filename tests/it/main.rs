@@ -50,11 +50,22 @@ mod http {
     mod tokens;
 }
 
+/// HTTP/2.
+mod h2 {
+    mod clients;
+    mod ends;
+    mod limits;
+    mod requests;
+    mod spec;
+    mod waits;
+}
+
 /// Attacks, each with a good client beside it.
 mod hostile {
     mod bombs;
     mod connections;
     mod floods;
+    mod h2;
     mod memory;
     mod names;
     mod parsing;

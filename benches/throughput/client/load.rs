@@ -16,15 +16,17 @@ use mio::net::TcpStream;
 use mio::{Interest, Registry};
 use tokio_rustls::rustls::ClientConfig;
 
+use super::h2::{self, H2};
 use super::traffic::Traffic;
 use super::wire::{Wire, tls_settings};
 use super::{Phase, Share, empty_histogram, load_token};
-use crate::lanes::{self, Kind};
+use crate::lanes::{self, Kind, Lane};
 
 /// Connections on their way at a time: fewer than any server's accept queue takes.
 const CONNECTING_MAX: usize = 64;
 
 pub(super) struct Load {
+    lane: Lane,
     kind: Kind,
     traffic: Arc<Traffic>,
     /// Set if connections have TLS.
@@ -47,6 +49,8 @@ pub(super) struct Load {
 
 struct Conn {
     wire: Wire,
+    /// Set if it speaks HTTP/2.
+    h2: Option<H2>,
     state: State,
     due: Due,
     /// The start of an answer that came in pieces.
@@ -100,6 +104,7 @@ impl Load {
         };
         Load {
             kind: share.lane.kind,
+            lane: share.lane.clone(),
             traffic,
             tls: (share.lane.wire == lanes::Wire::Tls).then(tls_settings),
             turn: share.at * 7,
@@ -163,7 +168,8 @@ impl Load {
         registry.register(&mut wire.stream, load_token(index), interest).ok()?;
         self.connecting += 1;
         let due = Due { at: now, measured: self.phase == Phase::Measured };
-        Some(Conn { wire, state: State::Connecting, due, stash: Vec::new() })
+        let h2 = (self.lane.wire == lanes::Wire::H2).then(H2::default);
+        Some(Conn { wire, h2, state: State::Connecting, due, stash: Vec::new() })
     }
 
     fn send_what_is_due(&mut self, now: Instant) {
@@ -281,15 +287,25 @@ impl Load {
         let conn = &mut self.conns[index];
         conn.due = due;
         conn.state = State::Sending { turn: self.turn, written: 0 };
+        let first = self.turn;
         self.turn += 1;
         self.in_flight += 1;
+        if let Some(h2) = &mut conn.h2 {
+            let mut turns = first..;
+            h2.begin(|| self.traffic.request(turns.next().expect("it has no end")));
+            self.turn += h2::AT_ONCE - 1;
+            self.in_flight += h2::AT_ONCE as u64 - 1;
+        }
         self.write(index)
     }
 
     fn write(&mut self, index: usize) -> Result<(), String> {
         let conn = &mut self.conns[index];
         let State::Sending { turn, mut written } = conn.state else { return Ok(()) };
-        let request = self.traffic.request(turn);
+        let request = match &conn.h2 {
+            None => self.traffic.request(turn),
+            Some(h2) => &h2.sends,
+        };
         while written < request.len() {
             match conn.wire.write(&request[written..]) {
                 Ok(n) => written += n,
@@ -317,6 +333,11 @@ impl Load {
             }
             Err(error) => return Err(format!("a connection broke: {error}")),
         };
+        if let Some(h2) = &mut conn.h2 {
+            conn.stash.extend_from_slice(read);
+            let accepted = h2.answers(&mut conn.stash, &self.lane)?;
+            return accepted.map_or(Ok(()), |accepted| self.answered(index, h2::AT_ONCE, accepted));
+        }
         let accepted = if conn.stash.is_empty() {
             answer(read)
         } else {
@@ -330,18 +351,24 @@ impl Load {
             return Ok(());
         };
         conn.stash.clear();
-        if !matches!(conn.state, State::Waiting) {
-            return Err("an answer to no request, or before all of it was sent".into());
-        }
         if accepted != self.traffic.payloads as u64 {
             return Err(format!("{accepted} payloads accepted of {}", self.traffic.payloads));
+        }
+        self.answered(index, 1, accepted)
+    }
+
+    /// All that a connection has sent is answered.
+    fn answered(&mut self, index: usize, requests: usize, accepted: u64) -> Result<(), String> {
+        let conn = &mut self.conns[index];
+        if !matches!(conn.state, State::Waiting) {
+            return Err("an answer to no request, or before all of it was sent".into());
         }
         conn.state = State::Free;
         if conn.due.measured {
             self.latency.saturating_record(conn.due.at.elapsed().as_nanos() as u64);
         }
-        self.in_flight -= 1;
-        self.answered += 1;
+        self.in_flight -= requests as u64;
+        self.answered += requests as u64;
         self.accepted += accepted;
         if self.kind == Kind::OnceEach {
             self.conns[index].end();
@@ -385,9 +412,15 @@ fn answer(bytes: &[u8]) -> Result<Option<u64>, String> {
     if body.len() > length {
         return Err(format!("more than one answer: {}", text()));
     }
+    accepted(&body[..length]).map(Some)
+}
+
+/// How many payloads an answer with this body accepts.
+pub(super) fn accepted(body: &[u8]) -> Result<u64, String> {
     let accepted = body.strip_prefix(br#"{"accepted":"#).and_then(|rest| {
         let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
         std::str::from_utf8(&rest[..digits]).ok()?.parse().ok()
     });
-    accepted.map(Some).ok_or_else(|| format!("not the answer of an ingest server: {}", text()))
+    let text = || String::from_utf8_lossy(&body[..body.len().min(500)]).into_owned();
+    accepted.ok_or_else(|| format!("not the answer of an ingest server: {}", text()))
 }

@@ -4,6 +4,7 @@
 
 mod batches;
 mod event;
+mod h2;
 mod load;
 mod sink;
 mod traffic;

@@ -2,7 +2,8 @@
 //! predictor learns one.
 
 use super::event::event;
-use crate::lanes::{Lane, Shape};
+use super::h2;
+use crate::lanes::{Lane, Shape, Wire};
 
 /// Whole requests, head and body, to be sent in turn.
 pub struct Traffic {
@@ -39,6 +40,9 @@ fn request(rng: &mut fastrand::Rng, lane: &Lane) -> Vec<u8> {
     let data: Vec<String> = (0..lane.payloads).map(|_| payload(rng)).collect();
     let body =
         format!(r#"{{"version":"1.0","token":"0123456789abcdef","data":[{}]}}"#, data.join(","));
+    if lane.wire == Wire::H2 {
+        return h2::request(&body);
+    }
     let head = format!(
         "POST /payloads HTTP/1.1\r\nhost: ingest.example\r\nuser-agent: millrace-bench\r\naccept: */*\r\n\
          content-type: application/json\r\ncontent-length: {}\r\n\r\n",

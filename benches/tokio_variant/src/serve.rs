@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use hyper::server::conn::http1;
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
-use millrace::internals::config::Config;
+use millrace::internals::config::{Config, H2Offer};
 use millrace::internals::http::tokens::TokenSet;
 use millrace::internals::key::KeyOf;
 use millrace::internals::metrics::tokens::TokenNames;
@@ -192,12 +192,30 @@ async fn serve_connection(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     watcher: Watcher,
 ) {
+    let h2 = server.config.h2.offer == H2Offer::All;
+    let streams_max = server.config.h2.streams_max as u32;
     let service = service_fn(move |request| {
         let server = server.clone();
         async move { conn::handle(&server, request).await }
     });
-    let connection = builder.serve_connection(TokioIo::new(stream), service);
-    if let Err(error) = watcher.watch(connection).await {
+    let io = TokioIo::new(stream);
+    // The lane's clients speak nothing else then.
+    let served = match h2 {
+        false => watcher.watch(builder.serve_connection(io, service)).await,
+        true => {
+            // The limits are millrace's own.
+            let mut builder = http2::Builder::new(TokioExecutor::new());
+            builder
+                .max_concurrent_streams(streams_max)
+                .initial_connection_window_size(4 << 20)
+                .initial_stream_window_size(1 << 20)
+                .max_header_list_size(16 << 10)
+                .header_table_size(1 << 10)
+                .max_send_buf_size(16 << 10);
+            watcher.watch(builder.serve_connection(io, service)).await
+        }
+    };
+    if let Err(error) = served {
         tracing::debug!(%error, "connection ended");
     }
 }

@@ -15,6 +15,7 @@ use crate::http::body::BodyReader;
 use crate::http::body_memory::BodyMemory;
 use crate::http::cors::Cors;
 use crate::http::facts::FactsWanted;
+use crate::http::h2::H2Bounds;
 use crate::http::peers::{Measure, PeerBoard, Row};
 use crate::http::quotas::{QuotaGate, SharedQuotas};
 use crate::http::request::Intake;
@@ -90,6 +91,15 @@ impl Lab {
     pub async fn run(&self, pieces: &[&[u8]]) -> [CaseOutcome; 2] {
         [self.fast.run(pieces).await, self.hyper.run(pieces).await]
     }
+
+    /// Sends these pieces, which may be HTTP/2, and then half-closes. How many connections of HTTP/2,
+    /// requests and bytes of bodies the server then holds, and how many payloads it has admitted.
+    pub async fn run_h2(&self, pieces: &[&[u8]]) -> ([u64; 3], usize) {
+        let payloads = self.fast.run(pieces).await.payloads.len();
+        let cells = self.fast.cells;
+        let held = [&cells.h2_connections, &cells.h2_requests, &cells.body_bytes];
+        (held.map(|cell| cell.value()), payloads)
+    }
 }
 
 impl Bench {
@@ -119,7 +129,7 @@ impl Bench {
             config: config.clone(),
             net: net.clone(),
             cells,
-            conns: Conns::new(10, 1),
+            conns: Conns::new(10, 1, H2Bounds::new(config, BYTES, cells)),
             bodies: BodyReader::new(BodyMemory::new(BYTES, length_max, cells), length_max),
             splitter: BodySplitter::new(SLOTS, cells),
             tokens: gate,

@@ -28,6 +28,9 @@ pub(in crate::http) trait BodySource {
     /// It has no bytes.
     fn is_empty(&self) -> bool;
 
+    /// How many bytes of it are still to be read, if that is known.
+    fn length(&self) -> Option<u64>;
+
     /// Reads all of it. Meanwhile the bytes are in `state`. One that is large may wait in `line` as
     /// soon as the client need not be waited for.
     async fn read<'a>(
@@ -53,7 +56,10 @@ pub(in crate::http) async fn process(
     let passed = match wanted.quota.take() {
         None => Ok(None),
         Some(Judged::Passed(spending)) => Ok(Some(spending)),
-        Some(Judged::Waits(buckets)) => buckets.wait().await.map(Some),
+        Some(Judged::Waits(buckets)) => {
+            let _not_read = state.hold_back(body.length());
+            buckets.wait().await.map(Some)
+        }
         Some(Judged::Refused(throttled)) => Err(throttled),
     };
     let spending = match passed {

@@ -200,7 +200,7 @@ fn a_ticket_continues_a_session_with_its_certificate() {
             } else {
                 ProtocolVersion::TLSv1_2
             };
-            assert_eq!(session.agreed(), Agreed { version: number, resumed });
+            assert_eq!(session.agreed(), Agreed { version: number, resumed, is_h2: false });
             let name = session.client_certificate().unwrap().common_name;
             assert_eq!(name.as_deref(), Some("gate-7"));
         }

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use tokio_rustls::rustls::ClientConfig;
 
+use crate::support::h2::H2Client;
 use crate::support::tls::{HOST, TlsClient};
 use crate::support::{Client, Reply, Server, request};
 
@@ -152,6 +153,14 @@ impl GoodConnection for TlsClient {
     }
 }
 
+impl GoodConnection for H2Client {
+    fn ask(&mut self, request: &[u8]) -> Option<Reply> {
+        let body_at = request.windows(4).position(|bytes| bytes == b"\r\n\r\n")? + 4;
+        let answer = self.try_post(&request[body_at..])?;
+        Some(Reply { status: answer.status, headers: Vec::new(), body: answer.body })
+    }
+}
+
 fn be_good<C: GoodConnection>(
     connect: impl Fn() -> Option<C>,
     headers: &str,
@@ -244,6 +253,16 @@ pub fn beside_secured(
         TlsClient::over(TcpStream::connect(address).ok()?, &config, HOST).ok()
     });
     run(server, attack, time, good, Some(configs.clone()))
+}
+
+/// The same with a good client that speaks HTTP/2, with prior knowledge.
+///
+/// # Panics
+/// As [`beside`].
+pub fn beside_over_h2(server: &Server, attack: &Attack, time: Duration) -> Outcome {
+    let address = server.ingest;
+    let good = GoodClient::start_with("", move || H2Client::try_connect(address));
+    run(server, attack, time, good, None)
 }
 
 fn run(

@@ -103,14 +103,14 @@ impl Raid {
 }
 
 /// Waits until the server closes, or resets.
-fn ends(mut stream: &TcpStream) {
+pub(super) fn ends(mut stream: &TcpStream) {
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     if let Err(error) = stream.read_to_end(&mut Vec::new()) {
         assert!(error.kind() != ErrorKind::WouldBlock, "it stays open");
     }
 }
 
-fn reset(stream: TcpStream) {
+pub(super) fn reset(stream: TcpStream) {
     socket2::Socket::from(stream).set_linger(Some(Duration::ZERO)).unwrap();
 }
 

@@ -188,6 +188,10 @@ fn http_1_1_is_agreed_on_or_nothing() {
         assert_eq!(client.stream.conn.alpn_protocol(), agreed);
         assert_eq!(client.post(b"{\"data\":[]}").status, 200);
     }
+    for both in [["h2", "http/1.1"], ["http/1.1", "h2"]] {
+        let client = with(&both).unwrap();
+        assert_eq!(client.stream.conn.alpn_protocol(), Some(&b"h2"[..]), "the server prefers it");
+    }
     assert_eq!(
         with(&["x", "http/1.1"]).unwrap().stream.conn.alpn_protocol(),
         Some(&b"http/1.1"[..])
@@ -195,7 +199,7 @@ fn http_1_1_is_agreed_on_or_nothing() {
     let error = with(&["spdy/3"]).err().unwrap();
     assert!(error.to_string().contains("NoApplicationProtocol"), "{error}");
     server.wait("it is counted", |_| refusals(&server, "incompatible") == 1);
-    server.wait_logged("offers other protocols than http/1.1");
+    server.wait_logged("offers other protocols than this server speaks");
 }
 
 /// Whichever core a client comes to: the ticket of one is good for all.

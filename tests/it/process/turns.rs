@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use crate::support::h2::{DATA, END_STREAM, H2Client, frame, post};
 use crate::support::{Client, Server, collection, gzip, numbered, request};
 
 /// A debug build is ten times slower than a release build, which stays below 5 ms.
@@ -15,7 +16,7 @@ struct Load {
     put_on: fn(&Server),
 }
 
-const LOADS: [Load; 8] = [
+const LOADS: [Load; 9] = [
     Load { name: "many small requests at once", settings: &[], put_on: small_requests },
     Load { name: "large bodies", settings: &[], put_on: large_bodies },
     // They enter the queue together: all of them or none.
@@ -41,6 +42,11 @@ const LOADS: [Load; 8] = [
         name: "many clients with quotas",
         settings: &[("CLIENT_RATE", "1000000/s")],
         put_on: small_requests,
+    },
+    Load {
+        name: "the requests of an HTTP/2 connection",
+        settings: &[("H2", "all"), ("H2_STREAMS", "500"), ("MAX_BODY_BYTES", "256MiB")],
+        put_on: streams_of_one_connection,
     },
 ];
 
@@ -77,6 +83,29 @@ fn no_load_keeps_a_core_from_its_sockets() {
         assert_eq!(short, turns, "{name}: turns of more than {RAN_MAX:?}: {long:#?}");
         let stopped = server.stop();
         assert_eq!((stopped.status, stopped.lost), (0, 0), "{name}");
+    }
+}
+
+/// As many bodies as a connection may have whose last bytes arrive together.
+fn streams_of_one_connection(server: &Server) {
+    let body = collection(&numbered(0..6_000));
+    let (most, last) = body.split_at(body.len() - 1);
+    let mut client = H2Client::connect(server.ingest);
+    for _ in 0..2 {
+        let streams: Vec<_> = (0..500)
+            .map(|_| {
+                let stream = client.head(&post(&[]), false);
+                client.data(stream, most.as_bytes(), false);
+                stream
+            })
+            .collect();
+        let whole = (500 * most.len()) as u64;
+        server.wait("they are read", |now| now.sum("millrace_body_bytes") >= whole);
+        let ends = streams.iter().map(|stream| frame(DATA, END_STREAM, *stream, last.as_bytes()));
+        client.send(ends.collect::<Vec<_>>().concat());
+        for stream in streams {
+            assert_eq!(client.answer(stream).status, 200);
+        }
     }
 }
 

@@ -7,6 +7,7 @@ pub mod chromium;
 pub mod devtools;
 pub mod disks;
 pub mod front;
+pub mod h2;
 pub mod imds;
 pub mod needs;
 pub mod proxy;
@@ -305,7 +306,7 @@ impl Drop for Server {
 }
 
 /// Gauges that are not back at zero when nothing is left to do, with the reason.
-const NOT_ZERO: [(&str, &str); 32] = [
+const NOT_ZERO: [(&str, &str); 33] = [
     ("millrace_build_info", "always 1"),
     ("millrace_workers_busy_limit", "a limit"),
     ("millrace_batches_open_limit", "a limit"),
@@ -319,6 +320,7 @@ const NOT_ZERO: [(&str, &str); 32] = [
     ("millrace_body_bytes_limit", "a limit"),
     ("millrace_connections_limit", "a limit"),
     ("millrace_tls_handshakes_limit", "a limit"),
+    ("millrace_h2_connections_limit", "a limit"),
     ("millrace_tls_certificate_expiry_timestamp_seconds", "of the certificates in effect"),
     ("millrace_queue_depth_limit", "a limit"),
     ("millrace_queue_bytes_limit", "a limit"),

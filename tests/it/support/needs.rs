@@ -23,6 +23,8 @@ pub enum Need {
     Helm,
     /// An IPv6 loopback address.
     Ipv6,
+    /// h2load(1), a client of HTTP/2.
+    H2load,
     /// haproxy(1), in front of the server.
     Haproxy,
     /// The Python package with Kubernetes' schemas.

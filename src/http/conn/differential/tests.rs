@@ -1,3 +1,4 @@
+mod h2;
 mod unread;
 
 use std::sync::Arc;

@@ -1,0 +1,416 @@
+//! What a connection and its streams know of each other.
+
+use std::cell::{Cell, RefCell};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use hyper::body::Incoming;
+use slab::Slab;
+
+use super::FRAMES_AT_ONCE;
+use super::frames::{FrameBudgets, InboundFrames, OutboundFrames};
+use crate::config::Config;
+use crate::deadline::within;
+use crate::http::body::next_data;
+use crate::http::peer::Peer;
+use crate::http::peers::{Remembered, Tally};
+use crate::http::phase::{BodyEnd, ConnPhase, ConnState};
+use crate::http::server::Server;
+use crate::http::{LINGER_BYTES_MAX, LINGER_TIME_MAX};
+use crate::metrics::{CoreCells, H2Closed};
+use crate::rt;
+
+/// Bytes of bodies that a connection may send while their requests wait and do not read them.
+pub(super) const UNREAD_BYTES_MAX: usize = 16 << 10;
+
+/// Clients of a proxy that are remembered on one of its connections.
+const CLIENTS_REMEMBERED: usize = 16;
+
+/// A connection, as its streams and its socket know it.
+pub(in crate::http) struct H2Link {
+    pub(in crate::http) conn: Rc<ConnState>,
+    cells: &'static CoreCells,
+    /// Set if the connection is a proxy's: what is remembered of its clients. Each stream then counts
+    /// what it does itself, because each request may be another client's.
+    clients: Option<Box<[Remembered; CLIENTS_REMEMBERED]>>,
+    /// Requests that are not answered yet.
+    unanswered: Cell<usize>,
+    /// Streams that wait for something before they read; see [`ConnState::hold_back`].
+    unread: Cell<UnreadStreams>,
+    /// The streams that are open, until their answers are sent.
+    open: RefCell<Slab<Rc<ConnState>>>,
+    /// The stream whose request hyper has just handed over.
+    begun: RefCell<Option<Rc<ConnState>>>,
+    /// Streams that have begun since the last look.
+    pub(super) spawned: RefCell<Vec<StreamTask>>,
+    /// No stream has a deadline before this one: since when, and how long.
+    next: Cell<Option<(Instant, Duration)>>,
+    /// The socket does not take what is to be sent.
+    pub(super) is_blocked: Cell<bool>,
+    /// When all that had arrived was read, the last time that it was.
+    read_at: Cell<Instant>,
+    pub(super) wire: RefCell<FrameFlow>,
+}
+
+/// What passes on the connection.
+pub(super) struct FrameFlow {
+    pub(super) budgets: FrameBudgets,
+    pub(super) inbound: InboundFrames,
+    pub(super) outbound: OutboundFrames,
+    /// Frames that are still read before the streams are polled.
+    pub(super) frames_left: usize,
+    /// Bytes likewise.
+    pub(super) bytes_left: usize,
+    /// Nothing is left to be read.
+    pub(super) is_dry: bool,
+    /// The connection is to be closed.
+    pub(super) closed: Option<H2Closed>,
+    /// Since when a head is incomplete, …
+    head_since: Option<Instant>,
+    /// … [`InboundFrames::complete`] at the last look, …
+    complete: u64,
+    /// … and since when the connection was idle before that head.
+    idle_since: Instant,
+}
+
+/// Streams that do not read their bodies yet.
+#[derive(Clone, Copy, Default)]
+struct UnreadStreams {
+    /// Those for which nothing is read of the connection meanwhile.
+    held_back: usize,
+    /// Others, for which it goes on.
+    short: usize,
+    /// What the bodies of these may have together.
+    bytes: usize,
+    /// [`InboundFrames::pieces`] when the first of them began to wait.
+    pieces: u64,
+}
+
+/// A stream that waits for something before it reads its body, until this is dropped.
+pub(in crate::http) struct HeldBack {
+    link: Rc<H2Link>,
+    /// What its body may have meanwhile; `None`: nothing is read of the connection.
+    unread: Option<usize>,
+}
+
+impl Drop for HeldBack {
+    fn drop(&mut self) {
+        let mut all = self.link.unread.get();
+        match self.unread {
+            None => all.held_back -= 1,
+            Some(bytes) => {
+                all.short -= 1;
+                all.bytes -= bytes;
+            }
+        }
+        self.link.unread.set(all);
+        self.link.conn.wake();
+    }
+}
+
+/// When a limit is over.
+fn end_of(limit: (Instant, Duration)) -> Instant {
+    limit.0 + limit.1
+}
+
+/// What a stream waits for from its client: since when and how long, and for a body what its end then
+/// means. `None`: for nothing.
+fn limit_of(state: &ConnState, config: &Config) -> Option<((Instant, Duration), Option<BodyEnd>)> {
+    match state.phase.get() {
+        ConnPhase::Body => {
+            let (limit, end) = state.body_limit(config);
+            Some((limit, Some(end)))
+        }
+        // It is answered, and its client leaves no room for the answer.
+        ConnPhase::Idle => Some(((state.since.get(), config.idle_timeout), None)),
+        ConnPhase::Head | ConnPhase::Working => None,
+    }
+}
+
+impl H2Link {
+    pub(super) fn new(server: &Server, conn: &Rc<ConnState>) -> Rc<H2Link> {
+        let now = rt::now();
+        let trusted = server.config.trust.as_ref();
+        let is_proxy = trusted.is_some_and(|of| of.contains(conn.origin.connection()));
+        Rc::new(H2Link {
+            conn: conn.clone(),
+            cells: server.cells,
+            clients: is_proxy.then(Box::default),
+            unanswered: Cell::new(0),
+            unread: Cell::default(),
+            open: RefCell::default(),
+            begun: RefCell::default(),
+            spawned: RefCell::default(),
+            next: Cell::new(None),
+            is_blocked: Cell::new(false),
+            read_at: Cell::new(now),
+            wire: RefCell::new(FrameFlow {
+                budgets: FrameBudgets::new(server.config.h2.streams_max, is_proxy, now),
+                inbound: InboundFrames::default(),
+                outbound: OutboundFrames::default(),
+                frames_left: 0,
+                bytes_left: 0,
+                is_dry: false,
+                closed: None,
+                head_since: None,
+                complete: 0,
+                idle_since: now,
+            }),
+        })
+    }
+
+    /// See [`ConnState::hold_back`].
+    pub(in crate::http) fn hold_back(self: &Rc<H2Link>, length: Option<u64>) -> HeldBack {
+        let mut all = self.unread.get();
+        let room = UNREAD_BYTES_MAX - all.bytes;
+        let unread = length.filter(|length| *length <= room as u64).map(|length| length as usize);
+        match unread {
+            None => all.held_back += 1,
+            Some(bytes) => {
+                if all.short == 0 {
+                    // Nobody reads or writes while a stream is polled.
+                    all.pieces = self.wire.borrow().inbound.pieces();
+                }
+                all.short += 1;
+                all.bytes += bytes;
+            }
+        }
+        self.unread.set(all);
+        HeldBack { link: self.clone(), unread }
+    }
+
+    /// Whether nothing is to be read now. Of bodies that nobody reads yet no more pieces are read than
+    /// at once: each takes a place.
+    pub(super) fn is_held_back(&self, inbound: &InboundFrames) -> bool {
+        let UnreadStreams { held_back, short, pieces, .. } = self.unread.get();
+        let too_many = || inbound.pieces() - pieces >= FRAMES_AT_ONCE as u64;
+        held_back > 0 || short > 0 && too_many()
+    }
+
+    /// When it was last known that all that had arrived was read; `now` if that is so, or if nothing is
+    /// read because the client does not read.
+    pub(in crate::http) fn was_read_at(&self, now: Instant) -> Instant {
+        let is_read = self.is_blocked.get() || self.conn.body.arrived() == 0;
+        if is_read { now } else { self.read_at.get() }
+    }
+
+    /// Where something is remembered of a proxy's client.
+    pub(in crate::http) fn remembered(&self, client: Peer) -> Option<&Remembered> {
+        let clients = self.clients.as_deref()?;
+        Some(&clients[client.place(CLIENTS_REMEMBERED)])
+    }
+
+    /// A stream of this connection begins. [`H2Link::opened`] follows at once.
+    pub(super) fn begin_stream(self: &Rc<H2Link>) -> Rc<ConnState> {
+        let tally = match self.clients {
+            Some(_) => Rc::new(Tally::default()),
+            None => self.conn.tally.clone(),
+        };
+        let state = ConnState::of_stream(self.clone(), tally);
+        self.conn.stream_begins();
+        self.conn.phase.set(ConnPhase::Working);
+        self.unanswered.set(self.unanswered.get() + 1);
+        self.cells.h2_requests.inc();
+        self.begun.replace(Some(state.clone()));
+        state
+    }
+
+    /// The stream that has just begun, with hyper's `work` on it. `None`: it is other work, for a
+    /// connection that becomes another protocol's, as none does here.
+    fn opened(self: &Rc<H2Link>, work: Pin<Box<dyn Future<Output = ()>>>) -> Option<OpenStream> {
+        let state = self.begun.take()?;
+        let number = self.open.borrow_mut().insert(state.clone());
+        Some(OpenStream { link: self.clone(), state, number, work })
+    }
+
+    /// Drops what was not polled: it holds this link.
+    pub(super) fn clear(&self) {
+        drop(self.spawned.take());
+        drop(self.begun.take());
+    }
+
+    /// A request of the connection is answered, or will not be.
+    pub(in crate::http) fn request_ended(&self, now: Instant) {
+        self.cells.h2_requests.sub(1);
+        self.unanswered.set(self.unanswered.get() - 1);
+        if self.unanswered.get() == 0 {
+            self.conn.enter(ConnPhase::Idle, now);
+        }
+    }
+
+    /// Reads the rest of a body that nobody wants and drops it, up to a limit, and then resets its
+    /// stream. Some clients do not look at an answer that is followed by a reset while they send.
+    pub(in crate::http) fn drop_rest(&self, mut body: Incoming) {
+        let rest = async move {
+            let mut left = LINGER_BYTES_MAX;
+            while left > 0
+                && let Ok(Some(data)) = next_data(&mut body).await
+            {
+                left = left.saturating_sub(data.len());
+            }
+        };
+        let rest = Box::pin(within(LINGER_TIME_MAX, rest, || ()));
+        self.spawned.borrow_mut().push(StreamTask::Rest(rest));
+    }
+
+    /// Requests that are not answered yet.
+    pub(super) fn has_unanswered(&self) -> bool {
+        self.unanswered.get() > 0
+    }
+
+    /// There are answers that wait to be sent, for which the socket or the client leaves no room.
+    pub(super) fn is_sending(&self) -> bool {
+        self.is_blocked.get() || !self.open.borrow().is_empty()
+    }
+
+    /// Wakes every stream.
+    pub(super) fn wake_streams(&self) {
+        self.open.borrow().iter().for_each(|(_, state)| state.wake());
+    }
+
+    /// Everything was polled at `now`. Says since when a head is incomplete, if one is, or a frame that
+    /// may be one.
+    pub(super) fn polled(&self, now: Instant) -> Option<Instant> {
+        let mut wire = self.wire.borrow_mut();
+        self.cells.h2_resets.add(wire.inbound.take_resets());
+        if wire.is_dry {
+            self.read_at.set(now);
+        }
+        let complete = wire.inbound.complete();
+        let is_same = std::mem::replace(&mut wire.complete, complete) == complete;
+        let since = wire.head_since.filter(|_| is_same).unwrap_or(now);
+        wire.head_since = wire.inbound.is_in_head().then_some(since);
+        let conn = &self.conn;
+        // What is only the beginning of a frame may be a ping, which does not prolong an idle connection.
+        match (conn.phase.get(), wire.inbound.has_begun_head()) {
+            (ConnPhase::Idle, true) => {
+                conn.standing.has_sent.set(true);
+                wire.idle_since = conn.since.get();
+                conn.enter(ConnPhase::Head, since);
+            }
+            // Its stream was refused, so it was no request.
+            (ConnPhase::Head, false) => conn.enter(ConnPhase::Idle, wire.idle_since),
+            _ => {}
+        }
+        wire.head_since
+    }
+
+    /// The process was paused: clients get their whole time again.
+    pub(super) fn begin_again(&self, config: &Config, now: Instant) {
+        let mut wire = self.wire.borrow_mut();
+        wire.head_since = wire.head_since.map(|_| now);
+        wire.idle_since = now;
+        let open = self.open.borrow();
+        open.iter().for_each(|(_, state)| state.begins_again(now));
+        let waiting = open.iter().filter(|(_, state)| !state.gone.get());
+        let limits = waiting.filter_map(|(_, state)| Some(limit_of(state, config)?.0));
+        self.next.set(limits.min_by_key(|limit| end_of(*limit)));
+    }
+
+    /// The earliest deadline that a stream may have.
+    pub(super) fn next_deadline(&self) -> Option<(Instant, Duration)> {
+        self.next.get()
+    }
+
+    /// A stream waits for its client, if it does.
+    fn waits(&self, state: &ConnState, config: &Config) {
+        if let Some((limit, _)) = limit_of(state, config)
+            && self.next.get().is_none_or(|next| end_of(limit) < end_of(next))
+        {
+            self.next.set(Some(limit));
+        }
+    }
+
+    /// Ends what streams wait for whose deadlines have passed at `now`, and finds the next one.
+    pub(super) fn end_overdue(&self, server: &Server, now: Instant) {
+        let config = &server.config;
+        let mut next: Option<(Instant, Duration)> = None;
+        // Those that are gone are dropped when they are polled next.
+        let open = self.open.borrow();
+        for (_, state) in open.iter().filter(|(_, state)| !state.gone.get()) {
+            loop {
+                let Some((limit, end)) = limit_of(state, config) else { break };
+                if end_of(limit) > now {
+                    let sooner = next.is_none_or(|of| end_of(limit) < end_of(of));
+                    next = if sooner { Some(limit) } else { next };
+                    break;
+                }
+                match end {
+                    Some(BodyEnd::TooSlow) if state.keeps_pace(config.body_rate_min, now) => {
+                        continue;
+                    }
+                    Some(end) => {
+                        if end == BodyEnd::TooSlow {
+                            server.cells.bodies_too_slow.inc();
+                        }
+                        state.end_body(end);
+                    }
+                    None => {
+                        server.cells.h2_answers_unread.inc();
+                        state.gone.set(true);
+                    }
+                }
+                state.wake();
+                break;
+            }
+        }
+        self.next.set(next);
+    }
+}
+
+/// What the task of a connection does for its streams.
+pub(super) enum StreamTask {
+    Open(OpenStream),
+    /// Reads what is left of a body.
+    Rest(Pin<Box<dyn Future<Output = ()>>>),
+}
+
+/// A stream: hyper's work on it, from the request to the end of the answer. Dropping it resets what
+/// is not complete.
+pub(super) struct OpenStream {
+    link: Rc<H2Link>,
+    state: Rc<ConnState>,
+    number: usize,
+    work: Pin<Box<dyn Future<Output = ()>>>,
+}
+
+impl OpenStream {
+    /// Polls it. Ready once nothing is left to do.
+    pub(super) fn poll_work(&mut self, cx: &mut Context<'_>, server: &Server) -> Poll<()> {
+        if self.state.gone.get() {
+            return Poll::Ready(());
+        }
+        let done = self.work.as_mut().poll(cx);
+        if done.is_pending() {
+            self.state.keep_waker(cx);
+            if self.state.phase.get() == ConnPhase::Body {
+                server.bodies.memory.body_waits(&self.state, rt::now());
+            }
+            self.link.waits(&self.state, &server.config);
+        }
+        done
+    }
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        self.link.open.borrow_mut().remove(self.number);
+        if self.state.phase.get() != ConnPhase::Idle {
+            self.link.request_ended(rt::now());
+            self.state.phase.set(ConnPhase::Idle);
+        }
+    }
+}
+
+/// hyper's executor: streams are polled by the task of their connection.
+#[derive(Clone)]
+pub(super) struct StreamSpawner(pub(super) Rc<H2Link>);
+
+impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for StreamSpawner {
+    fn execute(&self, work: F) {
+        let stream = self.0.opened(Box::pin(work));
+        self.0.spawned.borrow_mut().extend(stream.map(StreamTask::Open));
+    }
+}
