@@ -31,7 +31,9 @@ mod settings;
 mod tls;
 mod value;
 
-pub use admin::{AdminToken, AdminTokenSource, AdminTokenText, admin_token_text};
+#[cfg(feature = "top")]
+pub use admin::AdminTokenText;
+pub use admin::{AdminToken, AdminTokenSource, admin_token_text};
 pub use bodies::{ObjectBody, Paths};
 pub use cors::CorsOrigins;
 pub use faults::{FaultPlan, Poison};
@@ -72,7 +74,7 @@ pub struct Config {
     pub bind_wait: Duration,
     /// CPU ids to pin, ascending, each allowed for this process, never empty.
     pub cores: Vec<usize>,
-    pub placement: Placement,
+    pub placement: ConnectionPlacement,
     /// How long an idle core polls before it sleeps.
     pub spin: Duration,
     pub max_workers: usize,
@@ -162,7 +164,7 @@ impl fmt::Display for StoreUrl {
 
 /// Which core serves a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Placement {
+pub enum ConnectionPlacement {
     /// The kernel spreads connections by a hash of their addresses and ports.
     Hash,
     /// The core on which the kernel handles the packets of the connection, if it is one of `CORES`.

@@ -126,7 +126,7 @@ fn open_bundle(dead: &DeadLetters, stem: &str) -> Option<BundleReader> {
 /// The directory cannot be read, or standard output cannot be written.
 pub fn show(config: &Config, keys: &[String], payload: bool) -> Result<Exit, String> {
     let filter = LetterFilter { keys: keys.to_vec(), ..LetterFilter::default() };
-    let mut shown = Shown { out: out::data(), keys: Vec::new() };
+    let mut shown = LettersShown { out: out::data(), keys: Vec::new() };
     if let Some(dead) = open_letters(config)? {
         let Listing { letters, bundles, broken } =
             dead.list().map_err(|error| error.to_string())?;
@@ -146,7 +146,7 @@ pub fn show(config: &Config, keys: &[String], payload: bool) -> Result<Exit, Str
         }
         report_broken(&broken);
     }
-    let Shown { mut out, keys: found } = shown;
+    let LettersShown { mut out, keys: found } = shown;
     out.flush().map_err(|error| out::unwritable(&error))?;
     let missing = keys.iter().filter(|key| !found.contains(key));
     let missing =
@@ -155,12 +155,12 @@ pub fn show(config: &Config, keys: &[String], payload: bool) -> Result<Exit, Str
 }
 
 /// What `show` has shown.
-struct Shown<W> {
+struct LettersShown<W> {
     out: W,
     keys: Vec<String>,
 }
 
-impl<W: io::Write> Shown<W> {
+impl<W: io::Write> LettersShown<W> {
     /// Shows a dead letter, or its object if that was read.
     fn add(
         &mut self,

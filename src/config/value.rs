@@ -13,7 +13,7 @@ use tracing_subscriber::EnvFilter;
 use crate::coding::{Coding, Compression};
 use crate::log::LogFormat;
 
-use super::{Ack, Checksum, FileMode, Placement, S3Client, SignPayload, StoreUrl};
+use super::{Ack, Checksum, ConnectionPlacement, FileMode, S3Client, SignPayload, StoreUrl};
 
 /// A parsed value, or what is allowed.
 pub(super) type Parsed<T> = Result<T, String>;
@@ -349,10 +349,10 @@ pub(super) fn ack(text: &str) -> Parsed<Ack> {
     Ack::named(text).ok_or_else(|| "give queued, spooled or stored".into())
 }
 
-pub(super) fn placement(text: &str) -> Parsed<Placement> {
+pub(super) fn placement(text: &str) -> Parsed<ConnectionPlacement> {
     match text {
-        "hash" => Ok(Placement::Hash),
-        "cpu" => Ok(Placement::Cpu),
+        "hash" => Ok(ConnectionPlacement::Hash),
+        "cpu" => Ok(ConnectionPlacement::Cpu),
         _ => Err("give hash or cpu".into()),
     }
 }

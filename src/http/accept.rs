@@ -21,7 +21,7 @@ use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 use super::conn;
 use super::secured::Entrance;
 use super::server::Server;
-use crate::config::Placement;
+use crate::config::ConnectionPlacement;
 use crate::throttle::Throttle;
 
 /// While draining, how long the accept queue must stay empty before the listener closes.
@@ -38,7 +38,7 @@ const CLAIM_PAUSE_MAX: Duration = Duration::from_millis(4);
 /// Listening sockets on `address`, one for each of `cores` (CPU ids); with port 0 all get the same
 /// port. With `only_v6` the address, `[::]`, leaves IPv4 to another listener.
 ///
-/// With [`Placement::Cpu`] each asks for the connections whose packets its CPU handles, by
+/// With [`ConnectionPlacement::Cpu`] each asks for the connections whose packets its CPU handles, by
 /// SO_INCOMING_CPU (socket(7)); a connection whose CPU is of no listener goes by the hash. Among
 /// sockets that share a port the kernel honours it from Linux 6.2 on, and ignores it before.
 ///
@@ -49,14 +49,14 @@ pub fn listeners(
     address: SocketAddr,
     only_v6: bool,
     cores: &[usize],
-    placement: Placement,
+    placement: ConnectionPlacement,
 ) -> io::Result<Vec<Socket>> {
     let owner = in_a_few_tries(|| claim(address, only_v6))?;
     let address = owner.local_addr()?.as_socket().expect("an IP socket has an IP address");
     // The owner is dropped after the others listen, so there is always a listener.
     let listener = |core: &usize| {
         let socket = bound(address, only_v6, true)?;
-        if placement == Placement::Cpu {
+        if placement == ConnectionPlacement::Cpu {
             // As `CORES` has it, an id that this process may use, so it fits.
             rustix::net::sockopt::set_socket_incoming_cpu(&socket, *core as u32)?;
         }
@@ -217,7 +217,7 @@ mod tests {
 
     #[test]
     fn the_cores_share_one_port_and_connections_are_spread_over_them() {
-        let sockets = listeners(loopback(0), false, &[0, 1, 2], Placement::Hash).unwrap();
+        let sockets = listeners(loopback(0), false, &[0, 1, 2], ConnectionPlacement::Hash).unwrap();
         let port = port(&sockets);
         let clients: Vec<_> =
             (0..60).map(|_| TcpStream::connect(loopback(port)).unwrap()).collect();
@@ -239,7 +239,7 @@ mod tests {
         let cpus: Vec<usize> =
             core_affinity::get_core_ids().unwrap().iter().map(|c| c.id).collect();
         let (Some(&cpu), true) = (cpus.last(), cpus.len() > 1) else { return };
-        let sockets = listeners(loopback(0), false, &cpus, Placement::Cpu).unwrap();
+        let sockets = listeners(loopback(0), false, &cpus, ConnectionPlacement::Cpu).unwrap();
         let port = port(&sockets);
         let connect = move || {
             assert!(core_affinity::set_for_current(core_affinity::CoreId { id: cpu }));
@@ -275,7 +275,7 @@ mod tests {
         let server = || {
             let start = |round| {
                 meet(&ready, round);
-                let outcome = listeners(address(round), false, &[0, 1], Placement::Hash);
+                let outcome = listeners(address(round), false, &[0, 1], ConnectionPlacement::Hash);
                 meet(&done, round);
                 outcome.map(drop).map_err(|error| error.kind())
             };
@@ -307,19 +307,25 @@ mod tests {
 
     #[test]
     fn a_port_is_free_again_when_the_last_listener_is_gone() {
-        let mut sockets = listeners(loopback(0), false, &[0, 1], Placement::Hash).unwrap();
+        let mut sockets =
+            listeners(loopback(0), false, &[0, 1], ConnectionPlacement::Hash).unwrap();
         let port = port(&sockets);
         for _ in 0..2 {
             assert_eq!(
-                listeners(loopback(port), false, &[0], Placement::Hash).unwrap_err().kind(),
+                listeners(loopback(port), false, &[0], ConnectionPlacement::Hash)
+                    .unwrap_err()
+                    .kind(),
                 AddrInUse
             );
             sockets.pop();
         }
-        listeners(loopback(port), false, &[0], Placement::Hash).unwrap();
+        listeners(loopback(port), false, &[0], ConnectionPlacement::Hash).unwrap();
         // A different address does not overlap, so it has its own owner.
-        let other = listeners(([127, 0, 0, 2], port).into(), false, &[0], Placement::Hash).unwrap();
-        let both = (listeners(loopback(port), false, &[0], Placement::Hash).unwrap(), other);
+        let other =
+            listeners(([127, 0, 0, 2], port).into(), false, &[0], ConnectionPlacement::Hash)
+                .unwrap();
+        let both =
+            (listeners(loopback(port), false, &[0], ConnectionPlacement::Hash).unwrap(), other);
         drop(both);
     }
 }

@@ -10,7 +10,7 @@ use bytesize::ByteSize;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::{Finding, rlimits, threads};
-use crate::config::{Config, Placement, core_list};
+use crate::config::{Config, ConnectionPlacement, core_list};
 use crate::limits::Limits;
 use crate::net;
 
@@ -50,12 +50,12 @@ const KERNEL_LEAST: (u32, u32) = (6, 1);
 /// The first kernel that honours SO_INCOMING_CPU among listeners that share a port.
 const PLACEMENT_LEAST: (u32, u32) = (6, 2);
 
-fn judge_kernel(release: &str, placement: Placement) -> Finding {
+fn judge_kernel(release: &str, placement: ConnectionPlacement) -> Finding {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|n| n.parse().ok());
     let (least_major, least_minor) = KERNEL_LEAST;
     match (numbers.next(), numbers.next()) {
         (Some(major), Some(minor))
-            if placement == Placement::Cpu
+            if placement == ConnectionPlacement::Cpu
                 && (KERNEL_LEAST..PLACEMENT_LEAST).contains(&(major, minor)) =>
         {
             Finding::warn(
@@ -339,17 +339,17 @@ mod tests {
     #[test]
     fn kernels() {
         for release in ["6.1.0-28-amd64", "6.18.44-fc", "10.0-rc1", "6.8"] {
-            expect(judge_kernel(release, Placement::Hash), Level::Ok, &[release]);
+            expect(judge_kernel(release, ConnectionPlacement::Hash), Level::Ok, &[release]);
         }
         for release in ["6.0.19", "5.15.0-131-generic", "4.19.0-26-cloud", "3.10.0-1160.el7"] {
             expect(
-                judge_kernel(release, Placement::Hash),
+                judge_kernel(release, ConnectionPlacement::Hash),
                 Level::Fail,
                 &[release, "older than 6.1"],
             );
         }
-        expect(judge_kernel("mystery", Placement::Hash), Level::Warn, &["mystery"]);
-        let by_cpu = |release| judge_kernel(release, Placement::Cpu);
+        expect(judge_kernel("mystery", ConnectionPlacement::Hash), Level::Warn, &["mystery"]);
+        let by_cpu = |release| judge_kernel(release, ConnectionPlacement::Cpu);
         expect(by_cpu("6.1.0-18-amd64"), Level::Warn, &["6.1.0", "ignores CONNECTION_PLACEMENT"]);
         expect(by_cpu("6.2.0"), Level::Ok, &["6.2.0"]);
         expect(by_cpu("5.15.0"), Level::Fail, &["older than 6.1"]);
