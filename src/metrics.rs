@@ -516,6 +516,8 @@ pub struct CoreCells {
     pub spool_bytes: Cell64,
     /// Bytes of this core's own spool files, including empty ones.
     pub spool_disk_bytes: Cell64,
+    /// The part of it that is journals of batches, those in directories of dead processes included.
+    pub spool_journal_bytes: Cell64,
     /// 1 while payloads are on disk only.
     pub spool_overflowing: Cell64,
     /// Error number of the last failed write to the spool; 0 while writes succeed or none was
@@ -729,7 +731,7 @@ const COUNTERS: [(&str, &str, Read); 31] = [
     ("core_deaths", "Cores that ended by a panic", |c| u64::from(c.is(CoreState::Died))),
 ];
 
-const GAUGES: [(&str, &str, Read); 38] = [
+const GAUGES: [(&str, &str, Read); 39] = [
     ("connections", "Open connections", |c| c.connections.value()),
     ("connections_limit", "MAX_CONNECTIONS, or as many as there are file descriptors for", |c| {
         c.connections_max.value()
@@ -810,6 +812,9 @@ const GAUGES: [(&str, &str, Read); 38] = [
     }),
     ("spool_disk_bytes", "Bytes of the spool's files, empty and prepared ones included", |c| {
         c.spool_disk_bytes.value()
+    }),
+    ("spool_journal_bytes", "Bytes of the spool's journals of batches", |c| {
+        c.spool_journal_bytes.value()
     }),
     ("spool_overflowing", "1 while spooled payloads wait on disk because the queue is full", |c| {
         c.spool_overflowing.value()

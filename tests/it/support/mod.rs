@@ -319,6 +319,7 @@ const NOT_ZERO: [(&str, &str); 19] = [
     ("millrace_puts_limit", "a limit that adapts"),
     ("millrace_tokens", "what TOKENS_FILE holds"),
     ("millrace_spool_disk_bytes", "segments stay for reuse"),
+    ("millrace_spool_journal_bytes", "journals stay as well"),
     ("millrace_dead_letter_directory_bytes", "dead letters stay until they are replayed"),
     ("millrace_batch_compression_ratio", "of everything since the start"),
     ("millrace_puts_per_million_payloads", "of everything since the start"),
