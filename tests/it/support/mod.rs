@@ -303,7 +303,7 @@ impl Drop for Server {
 }
 
 /// Gauges that are not back at zero when nothing is left to do, with the reason.
-const NOT_ZERO: [(&str, &str); 19] = [
+const NOT_ZERO: [(&str, &str); 20] = [
     ("millrace_body_bytes_limit", "a limit"),
     ("millrace_connections_limit", "a limit"),
     ("millrace_tls_handshakes_limit", "a limit"),
