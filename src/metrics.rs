@@ -469,6 +469,8 @@ pub struct CoreCells {
     pub body_bytes: Cell64,
     /// Set once: `MAX_BODY_BYTES`.
     pub body_bytes_max: Cell64,
+    /// Bytes of large bodies that have arrived and wait in the kernel for their turn.
+    pub body_kernel_bytes: Cell64,
     /// Stalled bodies answered 408 because others needed their memory.
     pub bodies_evicted: Cell64,
     /// Bodies answered 408 because they were slower than `BODY_RATE_MIN`.
@@ -731,7 +733,7 @@ const COUNTERS: [(&str, &str, Read); 31] = [
     ("core_deaths", "Cores that ended by a panic", |c| u64::from(c.is(CoreState::Died))),
 ];
 
-const GAUGES: [(&str, &str, Read); 39] = [
+const GAUGES: [(&str, &str, Read); 40] = [
     ("connections", "Open connections", |c| c.connections.value()),
     ("connections_limit", "MAX_CONNECTIONS, or as many as there are file descriptors for", |c| {
         c.connections_max.value()
@@ -750,6 +752,9 @@ const GAUGES: [(&str, &str, Read); 39] = [
     }),
     ("body_bytes", "Bytes of bodies being read or waiting for room", |c| c.body_bytes.value()),
     ("body_bytes_limit", "MAX_BODY_BYTES", |c| c.body_bytes_max.value()),
+    ("body_kernel_bytes", "Bytes of large bodies that wait in the kernel for their turn", |c| {
+        c.body_kernel_bytes.value()
+    }),
     ("body_memory_full", "1 if a body was evicted or refused in the last second", |c| {
         c.body_memory_full.value()
     }),
