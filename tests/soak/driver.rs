@@ -207,6 +207,8 @@ impl Soak {
         for (after, files) in after.into_iter().zip(SPOOL_FILES) {
             // Two descriptors a file, two cores, and the lock.
             findings.check(after.spool <= 2 * 2 * files + 1, "files of the spool stay open");
+            let is_bounded = after.removed <= 2 * 2 * files;
+            findings.check(is_bounded, "removed files of the spool stay open");
             let few = after.to_store <= TO_STORE_AFTERWARDS;
             findings.check(few, "connections to the store stay open");
         }
