@@ -17,8 +17,8 @@ use crate::sync::Signal;
 pub const SMALL_CHARGE_BYTES: usize = (64 << 10) + BODY_PADDING;
 
 /// The bytes that a core may use for one purpose: bodies that are being read, decompressed or
-/// waiting for room (`MAX_BODY_BYTES`), bodies that wait for the disk (`SPOOL_PENDING`), or batches
-/// (`BATCH_MEMORY`).
+/// waiting for room (`MAX_BODY_BYTES`), large ones that wait in the kernel (as many again), bodies
+/// that wait for the disk (`SPOOL_PENDING`), or batches (`BATCH_MEMORY`).
 pub struct Budget {
     max: usize,
     /// The part of `max` that charges above [`SMALL_CHARGE_BYTES`] cannot use.

@@ -202,7 +202,7 @@ impl Ack {
 /// The directory in `SPOOL_DIR` for damaged files. No process may use this name as its own.
 pub const QUARANTINE: &str = "quarantine";
 
-/// Size of one batch journal, unless the open batches need more. A core has at most two, and
+/// Most bytes of one batch journal, unless the open batches need more. A core has at most two, and
 /// `SPOOL_MAX` must have space for them. A hundred batches per second, each with its own commit
 /// group, fill one in ten seconds.
 pub const JOURNAL_BYTES: u64 = 4 << 20;
@@ -217,6 +217,18 @@ pub struct SpoolOptions {
     pub pending: usize,
     pub linger: Duration,
     pub checkpoint: Duration,
+}
+
+impl SpoolOptions {
+    /// Bytes of one batch journal, unless the open batches need more.
+    pub fn journal_bytes(&self) -> u64 {
+        self.segment.min(JOURNAL_BYTES)
+    }
+
+    /// Bytes of `SPOOL_MAX` that segments leave to a core's two journals.
+    pub fn journal_reserve(&self) -> u64 {
+        2 * self.journal_bytes()
+    }
 }
 
 /// What every PUT to S3 carries besides the payload. `None` sends no header.

@@ -22,7 +22,7 @@ use crate::queue::job::JOB_COST_BYTES;
 use crate::queue::run::SLOT_BYTES;
 use crate::rt::{IO_MEMORY_BYTES, RINGS_PER_EXECUTOR};
 use crate::spool;
-use crate::tls::TLS_CONNECTION_BYTES;
+use crate::tls::{CLIENT_CHAIN_BYTES, TLS_CONNECTION_BYTES, TLS_HANDSHAKE_BYTES};
 use crate::upload::FILES_PER_WORKER;
 use crate::upload::restore::RESTORERS;
 
@@ -132,8 +132,13 @@ impl Limits {
         let (body, payload) = (c.max_length + BODY_PADDING, c.payload_bytes_max());
         let queue_bytes = c.max_queue_bytes.max(body.max(payload) + JOB_COST_BYTES);
         let body_bytes = c.max_body_bytes.max(body + body.max(payload));
-        let has_tls = c.listen.iter().any(|listen| listen.tls);
-        let connection_bytes = CONNECTION_BYTES + if has_tls { TLS_CONNECTION_BYTES } else { 0 };
+        let tls = c.tls.as_ref().filter(|_| c.listen.iter().any(|listen| listen.tls));
+        let secured_bytes = tls.map_or(0, |tls| {
+            TLS_CONNECTION_BYTES + tls.client_ca.as_ref().map_or(0, |_| CLIENT_CHAIN_BYTES)
+        });
+        let connection_bytes = CONNECTION_BYTES + secured_bytes;
+        let handshakes =
+            tls.map_or(0, |tls| tls.handshakes_max.min(c.max_connections) * TLS_HANDSHAKE_BYTES);
         let connections = c.max_connections * connection_bytes;
         let slots = c.max_queue * SLOT_BYTES;
         let spool = c
@@ -168,7 +173,8 @@ impl Limits {
         // The control executor registers I/O memory like the cores.
         let executors = c.cores.len() + 1;
         let core_memory_bytes =
-            (queue_bytes + body_bytes + connections + slots + kept + spool + batches) as u64;
+            (queue_bytes + body_bytes + connections + handshakes + slots + kept + spool + batches)
+                as u64;
         // With a spool, one thread for each core's disk and one for orphaned spools.
         let spool_threads = c.spool.as_ref().map_or(0, |_| c.cores.len() + 1);
         let threads = executors * THREADS_PER_EXECUTOR + PROCESS_THREADS + spool_threads;
@@ -287,8 +293,20 @@ mod tests {
         let cert = ("TLS_CERT", "a.pem");
         let off = ("H2", "off");
         let (tls, of_one) = memory(&[("LISTEN", "127.0.0.1:1,https://127.0.0.1:2"), cert, off]);
-        assert_eq!(tls - plain, 16_384 * TLS_CONNECTION_BYTES as u64);
+        let handshakes = 512 * TLS_HANDSHAKE_BYTES as u64;
+        assert_eq!(tls - plain, 16_384 * TLS_CONNECTION_BYTES as u64 + handshakes);
         assert_eq!(of_one, (CONNECTION_BYTES + TLS_CONNECTION_BYTES) as u64);
+        let settings = [
+            ("LISTEN", "https://127.0.0.1:2"),
+            cert,
+            off,
+            ("TLS_CLIENT_CA", "b.pem"),
+            ("TLS_HANDSHAKES", "1"),
+        ];
+        let (certified, of_one) = memory(&settings);
+        let each = TLS_CONNECTION_BYTES + CLIENT_CHAIN_BYTES;
+        assert_eq!(of_one, (CONNECTION_BYTES + each) as u64);
+        assert_eq!(certified - plain, (16_384 * each + TLS_HANDSHAKE_BYTES) as u64);
         assert_eq!(memory(&[("ADMIN_LISTEN", "https://127.0.0.1:2"), cert]).0, plain);
     }
 

@@ -518,6 +518,8 @@ pub struct CoreCells {
     pub body_bytes: Cell64,
     /// Set once: `MAX_BODY_BYTES`.
     pub body_bytes_max: Cell64,
+    /// Bytes of large bodies that have arrived and wait in the kernel for their turn.
+    pub body_kernel_bytes: Cell64,
     /// Stalled bodies answered 408 because others needed their memory.
     pub bodies_evicted: Cell64,
     /// Bodies answered 408 because they were slower than `BODY_RATE_MIN`.
@@ -571,6 +573,8 @@ pub struct CoreCells {
     pub spool_bytes: Cell64,
     /// Bytes of this core's own spool files, including empty ones.
     pub spool_disk_bytes: Cell64,
+    /// The part of it that is journals of batches, those in directories of dead processes included.
+    pub spool_journal_bytes: Cell64,
     /// Set once: `SPOOL_MAX`, or 0 without a spool.
     pub spool_disk_bytes_max: Cell64,
     /// What of `SPOOL_MAX` cannot take payloads: segments as far as they are written, journals, and
@@ -786,7 +790,7 @@ const COUNTERS: [(&str, &str, Read); 35] = [
     ("core_deaths", "Cores that ended by a panic", |c| u64::from(c.is(CoreState::Died))),
 ];
 
-const GAUGES: [(&str, &str, Read); 46] = [
+const GAUGES: [(&str, &str, Read); 48] = [
     ("connections", "Open connections", |c| c.connections.value()),
     ("connections_limit", "MAX_CONNECTIONS, or as many as there are file descriptors for", |c| {
         c.connections_max.value()
@@ -810,6 +814,9 @@ const GAUGES: [(&str, &str, Read); 46] = [
     ("h2_requests", "Requests in progress on HTTP/2 connections", |c| c.h2_requests.value()),
     ("body_bytes", "Bytes of bodies being read or waiting for room", |c| c.body_bytes.value()),
     ("body_bytes_limit", "MAX_BODY_BYTES", |c| c.body_bytes_max.value()),
+    ("body_kernel_bytes", "Bytes of large bodies that wait in the kernel for their turn", |c| {
+        c.body_kernel_bytes.value()
+    }),
     ("body_memory_full", "1 if a body was evicted or refused in the last second", |c| {
         c.body_memory_full.value()
     }),
@@ -877,6 +884,9 @@ const GAUGES: [(&str, &str, Read); 46] = [
     }),
     ("spool_disk_bytes", "Bytes of the spool's files, empty and prepared ones included", |c| {
         c.spool_disk_bytes.value()
+    }),
+    ("spool_journal_bytes", "Bytes of the spool's journals of batches", |c| {
+        c.spool_journal_bytes.value()
     }),
     ("spool_disk_bytes_limit", "SPOOL_MAX, or 0 without a spool", |c| {
         c.spool_disk_bytes_max.value()

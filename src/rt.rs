@@ -30,7 +30,7 @@ pub use glommio::Task;
 pub use glommio::timer::Timer;
 pub use turns::{
     LONG_TURN, LongTurn, TaskKind, TurnObserver, call_driver, end_turn, look_brought_work,
-    look_is_due, looked, next_turn, observe_turns, sleep_until_called, turn_now,
+    look_is_due, looked, looked_between, next_turn, observe_turns, sleep_until_called, turn_now,
 };
 
 /// Registered I/O memory of one executor, for glommio's `io_memory`. glommio pins it once for each
@@ -106,6 +106,14 @@ pub fn random_fraction() -> f64 {
 #[cfg(test)]
 pub fn seed(seed: u64) {
     fastrand::seed(seed);
+}
+
+/// Lets other tasks run if it is time to look at the sockets again ([`look_is_due`]).
+#[inline]
+pub async fn yield_if_due() {
+    if look_is_due() {
+        yield_now().await;
+    }
 }
 
 /// Lets other tasks run if it is time to look at the sockets again, the kernel has completions for

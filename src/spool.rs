@@ -156,6 +156,8 @@ pub struct SpoolSetup {
     /// Number of cores that share the takeover's work.
     pub cores: usize,
     pub cells: &'static CoreCells,
+    /// Bytes of `SPOOL_MAX` that segments leave for the journals of batches; 0 without batches.
+    pub journal_reserve: u64,
     /// Key template, at most [`KEYS_BYTES_MAX`](format::record::KEYS_BYTES_MAX) bytes; `None`: the
     /// default.
     pub keys: Option<String>,

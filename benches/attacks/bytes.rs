@@ -1,9 +1,27 @@
 //! What attackers send, made before they start.
 
 use std::io::Write as _;
+use std::sync::Arc;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore};
+
+/// What a client of TLS 1.3 and 1.2 says first.
+pub fn client_hello() -> Vec<u8> {
+    let provider = Arc::new(ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("the provider has suites of both versions")
+        .with_root_certificates(RootCertStore::empty())
+        .with_no_client_auth();
+    let host = "ingest.test".try_into().expect("a host name");
+    let mut client = ClientConnection::new(Arc::new(config), host).expect("valid settings");
+    let mut hello = Vec::new();
+    client.write_tls(&mut hello).expect("into memory");
+    hello
+}
 
 pub const MIB: usize = 1 << 20;
 

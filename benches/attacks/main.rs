@@ -80,7 +80,7 @@ fn measure(options: &Options, attack: &Attack) -> Result<String, String> {
     };
     let good = Good::start(server.ingest, attack, options)?;
     std::thread::sleep(options.warm_up / 2);
-    let raid = Raid::start(server.ingest, attack)?;
+    let raid = Raid::start(server.attacked, attack)?;
     std::thread::sleep(options.warm_up);
     let (started, cpu, done) = (Instant::now(), server.cpu_time(), raid.done());
     good.record();

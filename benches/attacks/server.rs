@@ -20,6 +20,8 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(40);
 pub struct Server {
     child: Child,
     pub ingest: SocketAddr,
+    /// Where the attack goes.
+    pub attacked: SocketAddr,
     admin: SocketAddr,
     directory: TempDir,
 }
@@ -47,6 +49,14 @@ impl Server {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);
+        let mut attacked = ingest;
+        if attack.tls {
+            attacked = free_port().map_err(text)?;
+            std::fs::write(directory.path().join("cert.pem"), certificate()?).map_err(text)?;
+            command
+                .env("LISTEN", format!("{ingest},https://{attacked}"))
+                .env("TLS_CERT", "cert.pem");
+        }
         if attack.tokens > 0 {
             let mut tokens = format!("{GOOD_TOKEN}\n");
             for n in 1..attack.tokens {
@@ -57,7 +67,7 @@ impl Server {
             command.env("TOKENS_FILE", file);
         }
         let child = spawn_pinned(command, options.server_core).map_err(text)?;
-        let mut server = Server { child, ingest, admin, directory };
+        let mut server = Server { child, ingest, attacked, admin, directory };
         server.wait_ready()?;
         Ok(server)
     }
@@ -170,6 +180,13 @@ pub fn pin(core: usize) -> std::io::Result<()> {
     let mut set = CpuSet::new();
     set.set(core);
     Ok(sched_setaffinity(None, &set)?)
+}
+
+/// A certificate that vouches for itself, and its key (ECDSA P-256), in PEM.
+fn certificate() -> Result<String, String> {
+    let made = rcgen::generate_simple_self_signed(["ingest.test".to_owned()]);
+    let made = made.map_err(|error| format!("no certificate: {error}"))?;
+    Ok(made.cert.pem() + &made.signing_key.serialize_pem())
 }
 
 fn free_port() -> std::io::Result<SocketAddr> {

@@ -1,8 +1,8 @@
 //! The attacks, with their rates: what a single core can take.
 
 use crate::bytes::{
-    CHUNKED, MIB, announced, bad_at_the_end, bombs, chunked, dense, gzipped, lines, request,
-    zstd_ed, zstd_ed_lines,
+    CHUNKED, MIB, announced, bad_at_the_end, bombs, chunked, client_hello, dense, gzipped, lines,
+    request, zstd_ed, zstd_ed_lines,
 };
 
 /// Connections opened a second.
@@ -17,6 +17,8 @@ const ENDLESS_PIECES_PER_S: u32 = 4_000;
 const LARGE_HEADS_PER_S: u32 = 1_000;
 /// Connections a second that speak another protocol.
 const FOREIGN_PER_S: u32 = 1_000;
+/// Handshakes begun a second, each of which takes the server a key exchange and a signature.
+const HELLOS_PER_S: u32 = 1_000;
 /// Pipelines a second of [`PIPELINED`] requests each: 20,000 requests a second.
 const PIPELINES_PER_S: u32 = 400;
 /// Small requests a second that are refused.
@@ -56,6 +58,8 @@ pub struct Attack {
     pub name: &'static str,
     /// Of the server.
     pub settings: &'static [(&'static str, &'static str)],
+    /// It goes to an address with TLS; the good client does not.
+    pub tls: bool,
     /// Lines of `TOKENS_FILE`; none: no such file.
     pub tokens: usize,
     /// How many it holds at a time.
@@ -135,7 +139,12 @@ impl Attack {
 
     fn new(name: &'static str, connections: usize, per_s: u32, act: impl Into<Make>) -> Attack {
         let act = act.into();
-        Attack { name, settings: &[], tokens: 0, connections, per_s: Some(per_s), act }
+        let per_s = Some(per_s);
+        Attack { name, settings: &[], tls: false, tokens: 0, connections, per_s, act }
+    }
+
+    fn on_tls(self) -> Attack {
+        Attack { tls: true, ..self }
     }
 
     fn with(self, settings: &'static [(&'static str, &'static str)]) -> Attack {
@@ -199,6 +208,7 @@ const TOO_LARGE: &[u16] = &[400, 414, 431];
 pub fn attacks() -> Vec<Attack> {
     let mut all = vec![Attack::new("none", 0, 0, Act::Nothing)];
     all.extend(of_connections());
+    all.extend(of_tls());
     all.extend(of_heads());
     all.extend(of_bodies());
     all.extend(of_bombs());
@@ -234,6 +244,28 @@ fn of_connections() -> Vec<Attack> {
         Attack::new("pipelined 400s", 64, PIPELINES_PER_S, pipelines(&request(b"{}", ""), &[400])),
         Attack::new("pipelined 404s, never read", 64, ENDLESS_PIECES_PER_S, unread(get)),
         Attack::new("pipelined 200s, never read", 64, ENDLESS_PIECES_PER_S, unread(&empty)),
+    ]
+}
+
+#[rustfmt::skip]
+fn of_tls() -> Vec<Attack> {
+    let hello = client_hello();
+    // A message of 16 MiB, in records of which none is the last one.
+    let first = [0x16, 3, 1, 0, 4, 1, 0xff, 0xff, 0xff];
+    let more = [&[0x16, 3, 1, 1, 0xf4][..], &[7; 500]].concat();
+    let random = [&hello[..11], &[7; 400]].concat();
+    vec![
+        Attack::new("TLS: hello, close", 1, HELLOS_PER_S, connects(Leave::Close, &hello)).on_tls(),
+        Attack::new("TLS: hello, RST", 1, HELLOS_PER_S, connects(Leave::Reset, &hello)).on_tls(),
+        Attack::new("TLS: hello, FIN", 1_000, HELLOS_PER_S, connects(Leave::HalfClosed, &hello)).on_tls(),
+        Attack::new("TLS: hello, silence", SLOW_CONNECTIONS, HELLOS_PER_S, holds(hello.clone())).on_tls(),
+        Attack::new("TLS: malformed hello", 1, CONNECTS_PER_S, connects(Leave::Close, &random)).on_tls(),
+        Attack::new("TLS: half a hello, silence", SLOW_CONNECTIONS, CONNECTS_PER_S,
+            holds(hello[..hello.len() / 2].to_vec())).on_tls(),
+        Attack::new("TLS: slow hellos", SLOW_CONNECTIONS, SLOW_BYTES_PER_S, trickles(b"", &hello)).on_tls(),
+        Attack::new("TLS: endless hellos", 16, ENDLESS_PIECES_PER_S, endless(&first, &more)).on_tls(),
+        Attack::new("TLS: plain requests", 64, FOREIGN_PER_S,
+            asks(vec![request(br#"{"data":[]}"#, "")], &[400])).on_tls(),
     ]
 }
 

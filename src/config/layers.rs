@@ -135,9 +135,9 @@ fn without_passwords(text: &str) -> Cow<'_, str> {
 }
 
 /// Where the first URL begins, behind its scheme, whose colon is followed by no port: the host may
-/// be missing.
+/// be missing. The name of a variable, which nobody has replaced, may stand for a port.
 fn password_at(text: &str) -> Option<usize> {
-    let is_port = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    let is_port = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit()) || is_variable(text);
     let mut urls = text.match_indices("://").map(|(at, mark)| at + mark.len());
     urls.find(|at| {
         let authority = text[*at..].split(['/', '?', '#', ',']).next().unwrap_or_default();
@@ -146,6 +146,23 @@ fn password_at(text: &str) -> Option<usize> {
         let port = authority[name_end.unwrap_or(0)..].split_once(':').map(|(_, port)| port);
         !authority.starts_with("arn:") && port.is_some_and(|port| !is_port(port))
     })
+}
+
+/// `${NAME}`, `$(NAME)`, `{{NAME}}`, or `$NAME` where that is called a port: without brackets a
+/// password may look like it. A default in it (`${NAME:-text}`) may be a secret.
+fn is_variable(text: &str) -> bool {
+    let is_name = |name: &str| {
+        let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"_.".contains(&byte);
+        !name.is_empty() && name.bytes().all(is_part)
+    };
+    let bracketed = [("${", "}"), ("$(", ")"), ("{{", "}}")].into_iter();
+    let mut names = bracketed.filter_map(|(open, close)| {
+        text.strip_prefix(open).and_then(|rest| rest.strip_suffix(close))
+    });
+    match text.strip_prefix('$').filter(|name| is_name(name)) {
+        Some(name) => name == "PORT" || name.ends_with("_PORT"),
+        None => names.any(|name| is_name(name.trim_matches(' '))),
+    }
 }
 
 /// `MAX_WORKERS="0" (flag --max-workers)`: how messages quote a setting.
@@ -487,6 +504,28 @@ mod tests {
             ("https://a,https://KEY:hush/x,y", "https://a,https://***"),
             ("https://me:x@host:hush", "https://***"),
             ("1.2.3.4:5,http://me:hush@host,x://y", "1.2.3.4:5,http://***@host,x://y"),
+            // Variables that nobody has replaced.
+            ("https://host:${PORT}", "https://host:${PORT}"),
+            ("https://[::]:${my_port},http://host:80", "https://[::]:${my_port},http://host:80"),
+            ("https://0.0.0.0:$(PORT)/x", "https://0.0.0.0:$(PORT)/x"),
+            ("https://host:{{ .Values.port }}", "https://host:{{ .Values.port }}"),
+            ("https://host:$PORT", "https://host:$PORT"),
+            ("https://host:$HTTPS_PORT", "https://host:$HTTPS_PORT"),
+            ("https://${HOST}:${PORT}", "https://${HOST}:${PORT}"),
+            ("https://host:", "https://host:"),
+            // What only looks like one, or holds more.
+            ("https://KEY:$HUSH", "https://***"),
+            ("https://KEY:$hushport", "https://***"),
+            ("https://KEY:hush${PORT}", "https://***"),
+            ("https://KEY:${PORT}hush", "https://***"),
+            ("https://KEY:${PORT:-hush}", "https://***"),
+            ("https://KEY:${}", "https://***"),
+            ("https://KEY:${hush", "https://***"),
+            ("https://KEY:hush}", "https://***"),
+            ("https://KEY:{{hush}", "https://***"),
+            ("https://KEY:{{hu sh}}", "https://***"),
+            ("https://me:${HUSH}@host", "https://***@host"),
+            ("https://a:${PORT},https://KEY:hush", "https://a:${PORT},https://***"),
         ] {
             assert_eq!(without_passwords(text), expected);
         }

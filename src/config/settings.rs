@@ -235,7 +235,7 @@ pub const SETTINGS: &[Setting] = &[
     row(SPOOL, "SPOOL_DIR", "DIR", "",
         "Directory for payloads that must survive a crash. Its file system must support O_DIRECT; any number of processes may share it. Not set: no spool."),
     row(SPOOL, "SPOOL_MAX", "SIZE", "1GiB",
-        "Disk space of the spool per core, at least two segments. When it is used up, `spooled` requests get 503."),
+        "Disk space of the spool per core, at least two segments; with `OBJECT=batch` up to 8 MiB of it are for journals. When it is used up, `spooled` requests get 503."),
     row(SPOOL, "SPOOL_SEGMENT", "SIZE", "64MiB",
         "Size of one spool file, at least 4 × MAX_LENGTH. A file is reused once everything in it has been stored."),
     row(SPOOL, "SPOOL_PENDING", "SIZE", "64MiB",

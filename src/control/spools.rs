@@ -104,8 +104,10 @@ pub(super) fn setup(
     orphans: &Arc<Takeover>,
 ) -> SpoolSetup {
     let faults = config.faults.as_ref();
+    let options = config.spool.clone().expect("there is a home, so there is a spool");
     SpoolSetup {
-        options: config.spool.clone().expect("there is a home, so there is a spool"),
+        journal_reserve: if config.batch.is_some() { options.journal_reserve() } else { 0 },
+        options,
         dir: home.core_dir(config.cores[index]),
         takeover: orphans.clone(),
         cores: config.cores.len(),

@@ -14,6 +14,7 @@ use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io::{self, Write};
 use std::pin::Pin;
+use std::rc::Rc;
 
 use http_body::Body as _;
 use hyper::body::{Bytes, Incoming};
@@ -25,9 +26,8 @@ use super::chunk::ChunkError;
 use super::fields::{Fields, KnownField};
 use super::parse::SMALL_BODY_BYTES;
 use super::phase::ConnState;
-use super::receive::InKernel;
 use super::split::{LargeTurn, NoTurn};
-use crate::budget::ChargedBytes;
+use crate::budget::{Budget, ChargedBytes};
 use crate::coding::Coding;
 use crate::rt;
 use crate::sync::Turns;
@@ -80,7 +80,8 @@ pub fn coding_of(fields: &impl Fields) -> Result<Option<Coding>, BodyError> {
 /// Reads the bodies of one core.
 pub struct BodyReader {
     pub(super) memory: BodyMemory,
-    pub(super) in_kernel: InKernel,
+    /// For large bodies that have arrived and wait in the kernel for their turn.
+    pub(super) in_kernel: Rc<Budget>,
     length_max: usize,
     small_turns: Turns,
     small: Decoder,
@@ -90,7 +91,7 @@ pub struct BodyReader {
 impl BodyReader {
     pub fn new(memory: BodyMemory, length_max: usize) -> BodyReader {
         BodyReader {
-            in_kernel: InKernel::new(memory.max()),
+            in_kernel: memory.in_kernel(),
             memory,
             length_max,
             small_turns: Turns::default(),

@@ -144,9 +144,9 @@ impl BodyMemory {
         }
     }
 
-    /// Bytes that it has.
-    pub(super) fn max(&self) -> usize {
-        self.budget.max()
+    /// A budget of as many bytes, for those of bodies that wait in the kernel.
+    pub(super) fn in_kernel(&self) -> Rc<Budget> {
+        Budget::new(self.budget.max(), &self.cells.body_kernel_bytes)
     }
 
     /// An empty buffer that grows up to `max` bytes.
@@ -223,11 +223,11 @@ impl BodyMemory {
     pub(super) fn body_waits(&self, state: &Rc<ConnState>, now: Instant) {
         let body = &state.body;
         let Some(held) = body.held().filter(|held| *held >= LISTED_LEAST) else { return };
-        let (received, large) = (body.received.get(), held > SMALL_CHARGE_BYTES);
+        let (received, large) = (body.progress(), held > SMALL_CHARGE_BYTES);
         let listed = body.listed.get();
         let token = match listed {
             Some(at) if at.large == large => {
-                if received - at.received < GAIN_BYTES {
+                if received.saturating_sub(at.received) < GAIN_BYTES {
                     return;
                 }
                 self.receiving.borrow_mut()[usize::from(large)].move_to_end(at.token);
@@ -380,11 +380,20 @@ impl BodyMemory {
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
+    use std::io::Write as _;
     use std::os::unix::net::UnixStream;
+    use std::sync::Arc;
+
+    use futures_lite::future::poll_once;
+    use futures_rustls::rustls::crypto::ring;
+    use futures_rustls::rustls::server::{ClientHello, ResolvesServerCert, ServerConfig};
+    use futures_rustls::rustls::sign::CertifiedKey;
 
     use super::*;
     use crate::http::client_stream::ClientStream;
     use crate::net::Net;
+    use crate::tls::Session;
 
     const LENGTH: usize = 1 << 20;
     /// What a body of that length holds.
@@ -751,5 +760,84 @@ mod tests {
                 state.body.bytes.take();
             }
         });
+    }
+
+    /// Knows no certificate: no handshake is ever complete.
+    #[derive(Debug)]
+    struct NoCertificates;
+
+    impl ResolvesServerCert for NoCertificates {
+        fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+            None
+        }
+    }
+
+    /// A session that holds what comes of the record that begins with [`RECORD_HEAD`].
+    fn session() -> Session {
+        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(NoCertificates));
+        Session::new(Arc::new(config)).unwrap()
+    }
+
+    /// Of a record of 16 KiB.
+    const RECORD_HEAD: [u8; 5] = [0x16, 3, 1, 0x40, 0];
+
+    /// The same bytes at the same times, plain and in a TLS record that is not complete: nobody is
+    /// taken for slower than he is.
+    #[test]
+    fn what_comes_of_a_record_counts_as_progress() {
+        let judged = [false, true].map(|tls| {
+            rt::run_test(async move {
+                let net = Net::here().unwrap();
+                let cells = &crate::metrics::cells(1)[0];
+                let memory = BodyMemory::new(64 * LENGTH, LENGTH, cells);
+                let (ours, mut theirs) = UnixStream::pair().unwrap();
+                ours.set_nonblocking(true).unwrap();
+                let stream = Rc::new(ClientStream::new(net.stream(ours), tls));
+                if let ClientStream::Tls(client) = &*stream {
+                    client.stream.secure(session());
+                }
+                let sender = Sender {
+                    state: ConnState::new(&stream),
+                    socket: (stream.clone(), theirs.try_clone().unwrap()),
+                };
+                let mut now = Instant::now();
+                sender.begin(&memory, now).unwrap();
+                now += 100 * MS;
+                sender.gain(&memory, 70_000, now).unwrap();
+                assert!(sender.state.keeps_pace(1, now), "a window begins");
+                let mut stalled = Vec::new();
+                for step in 0..15 {
+                    let piece = [&RECORD_HEAD[..], &[b' '; GAIN_BYTES]].concat();
+                    let skipped = if step == 0 { 0 } else { RECORD_HEAD.len() };
+                    theirs.write_all(&piece[skipped..]).unwrap();
+                    let arrived = (step + 1) * GAIN_BYTES + RECORD_HEAD.len();
+                    let mut plain = sender.state.body.received.get() - 70_000;
+                    while plain + stream.partial() < arrived {
+                        let read = |bytes: &[u8]| bytes.len();
+                        match poll_once(poll_fn(|cx| stream.poll_read_with(cx, read))).await {
+                            Some(read) => plain += read.unwrap(),
+                            None => net.run_tasks_and_turn().await,
+                        }
+                    }
+                    now += 30 * MS;
+                    let before = sender.state.body.received.get();
+                    sender.gain(&memory, plain + 70_000 - before, now).unwrap();
+                    stalled.push(has_stalled(&sender.state, now + 30 * MS));
+                }
+                // 15 KiB in the window of 10 s.
+                let paces = [1_000, 1_500, 2_000].map(|rate| sender.state.keeps_pace(rate, now));
+                sender.end(&memory);
+                (stalled, paces)
+            })
+        });
+        assert_eq!(judged[0], judged[1]);
+        let (stalled, paces) = &judged[0];
+        assert!(!stalled.contains(&true), "{stalled:?}");
+        // The first success begins another window.
+        assert_eq!(paces, &[true, false, false]);
     }
 }

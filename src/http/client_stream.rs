@@ -139,6 +139,16 @@ impl ClientStream {
         }
     }
 
+    /// Bytes that have arrived and that nobody can read yet, because their TLS record is not
+    /// complete.
+    #[inline]
+    pub(super) fn partial(&self) -> usize {
+        match self {
+            ClientStream::Plain(_) => 0,
+            ClientStream::Tls(tls) => tls.stream.partial(),
+        }
+    }
+
     /// [`Stream::poll_send`].
     #[inline]
     pub(super) fn poll_send(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {

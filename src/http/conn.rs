@@ -312,9 +312,7 @@ async fn linger(stream: &ClientStream, last: &[u8], state: &ConnState) -> io::Re
             n => {
                 state.tally.received_more(n);
                 left = left.saturating_sub(n);
-                if rt::look_is_due() {
-                    rt::yield_now().await;
-                }
+                rt::yield_if_due().await;
             }
         }
     }

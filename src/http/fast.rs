@@ -205,7 +205,10 @@ impl<'a> Conn<'a> {
                 return Ok(Served::NeedsMore);
             }
             let mut received = match self.stream.poll_received(cx) {
-                Poll::Pending => return Ok(Served::NeedsMore),
+                Poll::Pending => {
+                    self.state.record_begins_head(self.stream);
+                    return Ok(Served::NeedsMore);
+                }
                 Poll::Ready(Ok(Some(received))) => received,
                 // In the middle of a head, hyper says what that means.
                 Poll::Ready(_) if !wire.held.is_empty() => {
@@ -298,8 +301,12 @@ impl<'a> Conn<'a> {
         served
     }
 
-    /// The first bytes of a head have arrived.
+    /// The first bytes of a head can be read. With TLS its time may run already, since those of its
+    /// record have arrived.
     fn head_begins(self, clock: &mut Option<Instant>) {
+        if self.state.phase.get() == ConnPhase::Head {
+            return;
+        }
         let now = *clock.get_or_insert_with(rt::turn_now);
         self.state.enter(ConnPhase::Head, now);
         self.state.standing.has_sent.set(true);

@@ -278,9 +278,7 @@ impl WrapTurn {
             return;
         }
         self.looked_at = out.as_slice().len();
-        if rt::look_is_due() {
-            rt::yield_now().await;
-        }
+        rt::yield_if_due().await;
     }
 }
 

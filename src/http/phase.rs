@@ -32,7 +32,7 @@ pub(super) enum ConnPhase {
     /// Between requests: closed without an answer after `IDLE_TIMEOUT`, before the first request
     /// after `HEADER_TIMEOUT`, during a stop after [`STOP_IDLE_GRACE`].
     Idle,
-    /// Part of a head has arrived: 408 after `HEADER_TIMEOUT`.
+    /// Part of a head, or of its TLS record, has arrived: 408 after `HEADER_TIMEOUT`.
     Head,
     /// A body is being read: 408 after `BODY_TIMEOUT`, or if it is slower than `BODY_RATE_MIN`.
     Body,
@@ -128,6 +128,12 @@ impl BodyState {
     /// The memory that it holds. `None` if it holds none, or if bytes are being appended just now.
     pub(super) fn held(&self) -> Option<usize> {
         self.bytes.try_borrow().ok()?.as_ref().map(ChargedBytes::retained)
+    }
+
+    /// How much of it has arrived, what has come of an incomplete TLS record included: by this a
+    /// client is judged. When the record is complete it goes down by what encrypting has added.
+    pub(super) fn progress(&self) -> usize {
+        self.received.get() + self.stream.upgrade().map_or(0, |stream| stream.partial())
     }
 
     /// Bytes of it that have arrived and are unread; the peer's end counts as one.
@@ -379,6 +385,16 @@ impl ConnState {
         self.body.window.set(None);
     }
 
+    /// To be called when nothing that has arrived can be read. Between two requests an incomplete
+    /// TLS record then begins a head, as its first bytes do on a plain connection.
+    pub(super) fn record_begins_head(&self, stream: &ClientStream) {
+        if stream.partial() > 0 && self.phase.get() == ConnPhase::Idle {
+            self.enter(ConnPhase::Head, rt::turn_now());
+            self.standing.has_sent.set(true);
+            self.arrived.is_due.set(true);
+        }
+    }
+
     /// The head is complete; the body is read from now on.
     pub(super) fn body_begins(&self, now: Instant) {
         self.enter(ConnPhase::Body, now);
@@ -404,12 +420,12 @@ impl ConnState {
     /// Whether as much of the body has arrived in a [`BODY_RATE_WINDOW`] as `rate_min` bytes a
     /// second demand. If so, the next window begins at `now`.
     pub(super) fn keeps_pace(&self, rate_min: u64, now: Instant) -> bool {
-        let received = self.body.received.get();
-        let gained = (received - self.body.window_received.get()) as u64;
+        let progress = self.body.progress();
+        let gained = progress.saturating_sub(self.body.window_received.get()) as u64;
         let enough = gained >= rate_min.saturating_mul(BODY_RATE_WINDOW.as_secs());
         if enough {
             self.body.window.set(Some(now));
-            self.body.window_received.set(received);
+            self.body.window_received.set(progress);
             self.late_read.set(None);
         }
         enough

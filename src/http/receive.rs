@@ -15,7 +15,6 @@
 //! meanwhile the bytes are in the connection's state, where
 //! [`BodyMemory`](super::body_memory::BodyMemory) can take them away.
 
-use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
 use std::task::{Context, Poll, ready};
@@ -25,6 +24,7 @@ use super::client_stream::ClientStream;
 use super::parse::SMALL_BODY_BYTES;
 use super::phase::ConnState;
 use super::split::LargeLine;
+use crate::budget::Charge;
 use crate::net::BUFFER_BYTES;
 use crate::rt;
 
@@ -65,7 +65,7 @@ impl BodyReader {
             let waiting = if is_large || missing >= OWN_LEAST { stream.waiting() } else { 0 };
             if is_large
                 && waiting >= missing
-                && let Some(place) = self.in_kernel.place(missing)
+                && let Some(place) = self.place_in_kernel(missing)
             {
                 // The client has done its part, so neither its deadlines nor an eviction end this.
                 state.body.held().ok_or(BodyError::Evicted)?;
@@ -88,14 +88,20 @@ impl BodyReader {
             } else {
                 poll_fn(|cx| self.poll_delivered(cx, state, stream)).await?;
                 // With TLS the next ones may be there already.
-                if rt::look_is_due() {
-                    rt::yield_now().await;
-                }
+                rt::yield_if_due().await;
             }
         }
         let mut bytes = receiving.end()?;
         bytes.shrink();
         Ok(ReadBody { bytes, turn })
+    }
+
+    /// Room for `bytes` more in the kernel until it is dropped, if there is as much: a core has no
+    /// longer line than bodies that wait in memory would make.
+    fn place_in_kernel(&self, bytes: usize) -> Option<Charge> {
+        let mut place = Charge::new(&self.in_kernel);
+        place.try_set(bytes).ok()?;
+        Some(place)
     }
 
     /// Receives the rest of a body, all of which waits in the kernel, into memory that is charged and
@@ -115,9 +121,7 @@ impl BodyReader {
             if state.body.received.get() == length {
                 return Ok(());
             }
-            if rt::look_is_due() {
-                rt::yield_now().await;
-            }
+            rt::yield_if_due().await;
         }
     }
 
@@ -189,45 +193,9 @@ pub(super) async fn drop_rest(
         state.tally.received_more(dropped);
         state.body.received.set(state.body.received.get() + dropped);
         missing -= dropped;
-        if rt::look_is_due() {
-            rt::yield_now().await;
-        }
+        rt::yield_if_due().await;
     }
     Ok(())
-}
-
-/// The bytes of bodies that wait in the kernel for their turn: up to as many as the memory for
-/// bodies has, so that a core has no longer line than bodies that wait in memory would make.
-pub(super) struct InKernel {
-    max: usize,
-    bytes: Cell<usize>,
-}
-
-impl InKernel {
-    /// Room for `max` bytes.
-    pub(super) fn new(max: usize) -> InKernel {
-        InKernel { max, bytes: Cell::new(0) }
-    }
-
-    /// Takes room for `bytes` more until the place is dropped, if there is as much.
-    fn place(&self, bytes: usize) -> Option<InKernelPlace<'_>> {
-        let taken = self.bytes.get() + bytes;
-        (taken <= self.max).then(|| {
-            self.bytes.set(taken);
-            InKernelPlace { line: self, bytes }
-        })
-    }
-}
-
-struct InKernelPlace<'a> {
-    line: &'a InKernel,
-    bytes: usize,
-}
-
-impl Drop for InKernelPlace<'_> {
-    fn drop(&mut self) {
-        self.line.bytes.set(self.line.bytes.get() - self.bytes);
-    }
 }
 
 /// The client has closed, or its socket has failed, before the end of the body.
@@ -620,8 +588,8 @@ mod tests {
         rt::run_test(async {
             let net = Net::here().unwrap();
             let _others = line.splitter.large_turn(&line.closed).await.unwrap();
-            let max = line.reader.in_kernel.max;
-            let _most = line.reader.in_kernel.place(max - IN_KERNEL).unwrap();
+            let max = line.reader.in_kernel.max();
+            let _most = line.reader.place_in_kernel(max - IN_KERNEL).unwrap();
             let conns = [(); 2].map(|()| Conn::new(&net));
             let received: Vec<_> = conns
                 .iter()
@@ -637,7 +605,7 @@ mod tests {
             assert!(second.turn.is_none() && second.bytes.as_slice() == body(IN_KERNEL, 1));
             assert!(line.cells.body_bytes.value() >= IN_KERNEL as u64, "it is charged");
             drop(first);
-            assert_eq!(line.reader.in_kernel.bytes.get(), max - IN_KERNEL);
+            assert_eq!(line.cells.body_kernel_bytes.value(), (max - IN_KERNEL) as u64);
         });
     }
 

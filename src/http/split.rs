@@ -113,9 +113,7 @@ impl BodySplitter {
             if let Some(found) = step {
                 return Ok((found?, spans));
             }
-            if rt::look_is_due() {
-                rt::yield_now().await;
-            }
+            rt::yield_if_due().await;
         }
     }
 }

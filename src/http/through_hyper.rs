@@ -209,25 +209,34 @@ impl hyper_rt::Read for Socket {
             state.arrived.uncounted.set(true);
             state.enter(ConnPhase::Head, rt::now());
         }
-        let result = ready!(self.stream.poll_read_with(cx, |arrived| {
+        let polled = self.stream.poll_read_with(cx, |arrived| {
             let bytes = &arrived[..arrived.len().min(buf.remaining())];
             match state.phase.get() {
-                ConnPhase::Idle => {
+                phase @ (ConnPhase::Idle | ConnPhase::Head)
+                    if phase == ConnPhase::Idle || state.arrived.is_due.get() =>
+                {
                     // hyper skips empty lines before a head, so they do not begin one.
                     if let Some(first) = bytes.iter().position(|b| !is_line_end(b)) {
-                        state.enter(ConnPhase::Head, rt::now());
+                        // The time of one that is due runs already.
+                        if phase == ConnPhase::Idle {
+                            state.enter(ConnPhase::Head, rt::now());
+                        }
                         state.standing.has_sent.set(true);
                         state.arrived.head_begins(&bytes[first..]);
                         state.arrived.part_of_head(&bytes[first..]);
                     }
                 }
-                ConnPhase::Head => state.arrived.part_of_head(bytes),
+                ConnPhase::Idle | ConnPhase::Head => state.arrived.part_of_head(bytes),
                 ConnPhase::Body | ConnPhase::Working => state.arrived.after_head(bytes),
             }
             buf.put_slice(bytes);
             state.tally.received_more(bytes.len());
             bytes.len()
-        }));
+        });
+        if polled.is_pending() {
+            state.record_begins_head(&self.stream);
+        }
+        let result = ready!(polled);
         if matches!(result, Ok(0) | Err(_)) {
             state.gone.set(true);
         }

@@ -20,6 +20,14 @@ const WOKEN_MAX: usize = ring::UNREAD_ENOUGH;
 /// pool stays with those that do read, and a turn seldom has to look at all sockets.
 const HELD_MAX: usize = ring::BUFFERS as usize / 4;
 
+/// What came of a turn of the ring.
+struct RingTurn {
+    /// Anything had completed, or is to be tried again.
+    completed: bool,
+    /// Tasks that were woken for something new.
+    woken: usize,
+}
+
 impl Net {
     /// Lets every task run that is ready, then submits what they have written.
     pub async fn run_tasks_and_turn(&self) {
@@ -31,13 +39,21 @@ impl Net {
     /// Takes a turn now: submits operations, reads completions and wakes the tasks that wait for
     /// them.
     pub fn turn_now(&self) {
-        self.turn_with(Ring::turn, usize::MAX);
+        let RingTurn { woken, .. } = self.turn_with(Ring::turn, usize::MAX);
+        rt::looked_between(woken > 0);
         self.pushed();
     }
 
-    /// One turn; true if anything had completed.
+    /// One turn that is a look; true if anything had completed.
     fn turn(&self) -> bool {
-        self.turn_with(Ring::turn, WOKEN_MAX)
+        self.look_with(Ring::turn)
+    }
+
+    /// The same, in which `enter` calls the kernel.
+    fn look_with(&self, enter: impl FnOnce(&mut Ring) -> io::Result<bool>) -> bool {
+        let RingTurn { completed, woken } = self.turn_with(enter, WOKEN_MAX);
+        rt::looked(woken > 0);
+        completed
     }
 
     /// One turn that calls the kernel by `enter` and wakes up to `woken_max` tasks for something
@@ -46,16 +62,15 @@ impl Net {
         &self,
         enter: impl FnOnce(&mut Ring) -> io::Result<bool>,
         woken_max: usize,
-    ) -> bool {
+    ) -> RingTurn {
         let mut ring = self.ring.borrow_mut();
         if !self.starved.borrow().is_empty() {
             self.refill_starved(&mut ring, &mut self.sockets.borrow_mut());
         }
         // An error here is the ring's own; the core cannot go on without its sockets.
         if !enter(&mut ring).expect("the kernel keeps accepting a ring that it created") {
-            rt::looked(false);
             // What still finds no buffer is repeated, and not slept over.
-            return !self.starved.borrow().is_empty();
+            return RingTurn { completed: !self.starved.borrow().is_empty(), woken: 0 };
         }
         let mut sockets = self.sockets.borrow_mut();
         let mut woken = 0;
@@ -66,8 +81,7 @@ impl Net {
             self.completed(&mut ring, &mut sockets, completion);
             woken += usize::from(brings_work);
         }
-        rt::looked(woken > 0);
-        true
+        RingTurn { completed: true, woken }
     }
 
     /// Handles one completion. It wakes tasks while `ring` and `sockets` are borrowed: a waker of
@@ -229,7 +243,7 @@ async fn nap(net: &Net) -> bool {
         rt::next_turn();
         completed
     };
-    let completed = net.turn_with(nap, WOKEN_MAX);
+    let completed = net.look_with(nap);
     if completed {
         // What these tasks write is submitted in the next turn.
         yield_now().await;

@@ -216,6 +216,31 @@ fn what_is_left_of_lent_bytes_stays_before_what_arrives_meanwhile() {
     });
 }
 
+/// A task that takes a turn of the sockets in between does not hide what the look has brought.
+#[test]
+fn a_turn_between_two_looks_hides_nothing_that_a_look_has_brought() {
+    with_net(async |net| {
+        for brought in [true, false] {
+            rt::looked(brought);
+            net.turn_now();
+            assert_eq!(rt::look_brought_work(), brought);
+        }
+        let (mut ours, mut theirs) = pair(net).await;
+        theirs.write_all(b"first").unwrap();
+        ours.read_exact(&mut [0; 5]).await.unwrap();
+        // Somebody waits for what comes now.
+        let reading = rt::spawn(async move { ours.read_exact(&mut [0; 5]).await });
+        rt::looked(false);
+        theirs.write_all(b"other").unwrap();
+        let began = rt::now();
+        while !rt::look_brought_work() {
+            assert!(rt::since(began) < Duration::from_secs(10), "it has woken its reader");
+            net.turn_now();
+        }
+        reading.await.unwrap();
+    });
+}
+
 /// In a buffer of the pool, which nobody else sees meanwhile, and in a copy.
 #[test]
 fn what_is_written_to_lent_bytes_is_what_is_read() {

@@ -145,7 +145,7 @@ struct CpuReading {
 }
 
 thread_local! {
-    /// Whether the last look has woken tasks for something new.
+    /// Whether the last look, or a turn of the sockets since, has woken tasks for something new.
     static BROUGHT_WORK: Cell<bool> = const { Cell::new(false) };
     static TURN: CurrentTurn = const {
         CurrentTurn {
@@ -251,8 +251,17 @@ pub fn looked(brought_work: bool) {
     BROUGHT_WORK.set(brought_work);
 }
 
-/// Whether the last look at the sockets has woken tasks for something new. They run behind those that
-/// were ready before.
+/// To be called for each turn of the sockets that is no look, because its caller goes on: whether
+/// it has woken tasks for something new. What the look before it has brought stays.
+#[inline]
+pub fn looked_between(brought_work: bool) {
+    if brought_work {
+        BROUGHT_WORK.set(true);
+    }
+}
+
+/// Whether the last look at the sockets, or a turn of theirs since, has woken tasks for something
+/// new. They run behind those that were ready before.
 #[inline]
 pub fn look_brought_work() -> bool {
     BROUGHT_WORK.get()

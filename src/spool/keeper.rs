@@ -99,7 +99,8 @@ impl Spool {
         let bytes = self.setup.options.segment;
         // Each core counts its share of the orphaned files.
         let taken = self.setup.takeover.bytes() / self.setup.cores as u64;
-        let is_short = self.own_bytes() + bytes + taken > self.setup.options.max;
+        let own = self.segment_bytes() + self.journal_room();
+        let is_short = own + bytes + taken > self.setup.options.max;
         self.own.set_short(is_short);
         if is_short {
             return Err(NoSpare::Full);
@@ -144,8 +145,16 @@ impl Spool {
         made
     }
 
-    fn own_bytes(&self) -> u64 {
-        self.own.count() as u64 * self.setup.options.segment + self.journal_bytes()
+    fn segment_bytes(&self) -> u64 {
+        self.own.count() as u64 * self.setup.options.segment
+    }
+
+    /// What segments leave to journals: the reserve, or what this core's journals take if that is
+    /// more. They are made when they are needed, however full the spool is. Those in directories of
+    /// dead processes, which are to be emptied, have no reserve.
+    fn journal_room(&self) -> u64 {
+        let own = self.own.dir().journal_bytes();
+        self.journal_bytes() - own + own.max(self.setup.journal_reserve)
     }
 
     pub(super) fn journal_bytes(&self) -> u64 {
@@ -153,7 +162,9 @@ impl Spool {
     }
 
     pub(super) fn update_disk_bytes(&self) {
-        self.setup.cells.spool_disk_bytes.set(self.own_bytes());
+        let journals = self.journal_bytes();
+        self.setup.cells.spool_journal_bytes.set(journals);
+        self.setup.cells.spool_disk_bytes.set(self.segment_bytes() + journals);
     }
 
     /// Writes the complete checkpoint of finished segments, and then reuses or removes their files.

@@ -84,6 +84,21 @@ pub fn is_authority(certificate: &[u8]) -> Result<bool, MalformedDer> {
     Ok(false)
 }
 
+/// The subject of a certificate and its public key, both in DER.
+///
+/// # Errors
+/// It is not a certificate, or is cut.
+pub fn name_and_key(certificate: &[u8]) -> Result<(&[u8], &[u8]), MalformedDer> {
+    let mut fields = DerReader(certificate).enter(SEQUENCE)?.enter(SEQUENCE)?;
+    fields.skip_if(VERSION)?;
+    // The serial number, the signature's algorithm, the issuer and the validity.
+    fields.enter(INTEGER)?;
+    for _ in 0..3 {
+        fields.enter(SEQUENCE)?;
+    }
+    Ok((fields.enter(SEQUENCE)?.0, fields.enter(SEQUENCE)?.0))
+}
+
 fn has_ca_constraint(mut extensions: DerReader<'_>) -> Result<bool, MalformedDer> {
     while !extensions.0.is_empty() {
         let mut extension = extensions.enter(SEQUENCE)?;

@@ -25,6 +25,14 @@ pub const HELD_BYTES_MAX: usize = 32 << 10;
 /// Most bytes that are decrypted ahead of their reader: those of what was held and of one buffer.
 pub const PLAIN_BYTES_MAX: usize = HELD_BYTES_MAX + BUFFER_BYTES;
 
+/// Most bytes of a record that is not complete, with its head (RFC 5246, section 6.2.3).
+const RECORD_WIRE_MAX: usize = 5 + (16 << 10) + (2 << 10);
+
+/// Most memory of what is held once the handshake is complete, and of what is decrypted: a record
+/// that is not complete and what has arrived behind it. During the handshake it is
+/// [`PLAIN_BYTES_MAX`].
+pub const HELD_ROOM_MAX: usize = RECORD_WIRE_MAX + BUFFER_BYTES;
+
 /// Bytes that encrypting adds to a record, rounded up: its head of 5, a nonce of 8, the type, a tag
 /// of 16.
 const RECORD_OVERHEAD: usize = 32;
@@ -103,7 +111,11 @@ impl Session {
             let taken = self.process(bytes)?;
             return self.hold(&bytes[taken..]);
         }
-        self.take_held(|held| held.extend_from_slice(bytes))
+        let most = if self.is_handshaking() { PLAIN_BYTES_MAX } else { HELD_ROOM_MAX };
+        self.take_held(|held| {
+            reserve(held, bytes.len(), most);
+            held.extend_from_slice(bytes);
+        })
     }
 
     /// The same for bytes that `receive` appends to those that are held.
@@ -136,14 +148,25 @@ impl Session {
             self.held = Vec::new();
             return Err(Error::PeerSentOversizedRecord);
         }
+        self.held.reserve_exact(rest.len());
         self.held.extend_from_slice(rest);
         Ok(())
+    }
+
+    /// Gives back what the handshake needed and the session does not.
+    pub(super) fn handshake_ended(&mut self) {
+        self.held.shrink_to_fit();
+        self.out.shrink_to_fit();
     }
 
     /// Decrypts and answers what is complete in `bytes`. Returns how much of them is used up.
     fn process(&mut self, bytes: &mut [u8]) -> Result<usize, Error> {
         if self.plain.capacity() == 0 {
             self.plain = ROOM.take();
+        }
+        // A handshake decrypts nothing, or the little that has come along with its end.
+        if !self.is_handshaking() {
+            self.plain.reserve_exact(bytes.len());
         }
         let taken = self.run(bytes, |_, _| Ok(()));
         self.give_room_back();
@@ -296,6 +319,12 @@ impl Session {
         self.broken
     }
 
+    /// Memory of what is held and of what is decrypted.
+    #[cfg(test)]
+    pub(super) fn rooms(&self) -> [usize; 2] {
+        [self.held.capacity(), self.plain.capacity()]
+    }
+
     /// Whether nothing is held that a silent session does not need.
     #[cfg(test)]
     pub(super) fn plain_is_given_back(&self) -> bool {
@@ -329,6 +358,16 @@ impl Session {
         let certificate = self.tls.peer_certificates()?.first()?;
         let common_name = der::facts(certificate).ok().and_then(|facts| facts.common_name);
         Some(ClientCertificate { common_name })
+    }
+}
+
+/// Makes room for `more` bytes. It grows as a vector's does, so that many small parts are cheap,
+/// but not beyond `most` if that is enough.
+fn reserve(held: &mut Vec<u8>, more: usize, most: usize) {
+    let wanted = held.len() + more;
+    if wanted > held.capacity() {
+        let grown = wanted.max((2 * held.capacity()).min(most));
+        held.reserve_exact(grown - held.len());
     }
 }
 

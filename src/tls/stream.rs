@@ -46,7 +46,8 @@ impl TlsStream {
     }
 
     /// The session of a complete handshake, which decrypts and encrypts from now on.
-    pub fn secure(&self, session: Session) {
+    pub fn secure(&self, mut session: Session) {
+        session.handshake_ended();
         let is_first = self.session.set(RefCell::new(session)).is_ok();
         assert!(is_first, "a connection has one session");
     }
@@ -167,7 +168,7 @@ impl TlsStream {
             if session.held() > 0 && self.socket.waiting() >= BUFFER_BYTES {
                 taken = session.take_held(|held| {
                     let most = HELD_BYTES_MAX - held.len();
-                    held.reserve(most);
+                    held.reserve_exact(most);
                     waited = self.socket.receive_waiting(held, most);
                 });
             }
@@ -186,6 +187,12 @@ impl TlsStream {
                 return Poll::Ready(Err(io::Error::new(ErrorKind::InvalidData, error)));
             }
         }
+    }
+
+    /// Bytes that are held because their record is not complete: they have arrived, and nothing is
+    /// decrypted of them yet.
+    pub fn partial(&self) -> usize {
+        self.session.get().map_or(0, |session| session.borrow().held())
     }
 
     /// Bytes that have arrived and are unread, encrypted or not.

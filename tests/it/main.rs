@@ -46,6 +46,7 @@ mod http {
     mod strict;
     mod tls;
     mod tls_clients;
+    mod tls_drips;
     mod tls_files;
     mod tokens;
 }

@@ -1,18 +1,20 @@
 //! The run from start to report.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use crate::good::{ACKS, Pace, Writer};
+use crate::good::{ACKS, Ack, Pace, Writer};
 use crate::ledger::Account;
 use crate::report::{Minute, Report};
-use crate::servers::{self, GOOD_FILES, GOOD_TOKEN, MAX_WORKERS, NAMES, Place, SPOOL_FILES};
+use crate::servers::{self, GOOD_FILES, GOOD_TOKEN, NAMES, Place, SPOOL_FILES};
 use crate::store::{Store, Weather};
 use crate::support::tls::Authority;
 use crate::support::{Server, Stopped};
 use crate::watch::{DEFECTS, Descriptors, EXERCISED, Look, Watch, counter, median_resident};
 use crate::weather::Cycle;
+use crate::wire::Request;
 use crate::{Shared, bad, good};
 
 /// Of what the servers can take.
@@ -26,6 +28,12 @@ const SHORT_GROWTH_MAX: f64 = 1.25;
 const SETTLE: Duration = Duration::from_secs(120);
 /// Requests of the last burst, for each server.
 const BURST: usize = 60;
+/// For longer than this no server keeps a store connection that it does not use.
+const STORE_IDLE: Duration = Duration::from_secs(21);
+/// Requests of one payload after that: so many that each core gets some.
+const AFTERWARDS: usize = 20;
+/// Store connections that these leave open: one for each core, and one that was replaced.
+const TO_STORE_AFTERWARDS: usize = 4;
 /// Between two changes of the servers' files.
 const RELOAD: Duration = Duration::from_secs(7);
 
@@ -168,13 +176,22 @@ impl Soak {
         [0, 1].map(|nth| Descriptors::of(servers[nth].pid(), port, &self.places[nth].path("spool")))
     }
 
-    /// Sockets and other descriptors are as many as before; those to the store and of the spool
-    /// have bounds.
+    /// Sockets and other descriptors are as many as before; those to the store are as few as are
+    /// needed after a silence, and those of the spool have bounds.
     fn compare_descriptors(&mut self, servers: &[Server; 2], before: [Descriptors; 2]) {
         let is_back = |after: [Descriptors; 2]| {
             let fixed = |of: &Descriptors| (of.sockets, of.others);
             before.iter().map(fixed).eq(after.iter().map(fixed))
         };
+        std::thread::sleep(STORE_IDLE);
+        for (nth, server) in servers.iter().enumerate() {
+            let (mut writer, mut stored) = (self.writer(nth), 0);
+            for _ in 0..AFTERWARDS {
+                let (request, numbers) = writer.single(Ack::Stored, GOOD_TOKEN);
+                stored += usize::from(self.post(server, &writer, Ack::Stored, request, numbers));
+            }
+            self.shared.findings.check(stored == AFTERWARDS, "a quiet server does not store");
+        }
         let begin = Instant::now();
         let mut after = self.descriptors(servers);
         while !is_back(after) && begin.elapsed() < Duration::from_secs(30) {
@@ -190,8 +207,10 @@ impl Soak {
         for (after, files) in after.into_iter().zip(SPOOL_FILES) {
             // Two descriptors a file, two cores, and the lock.
             findings.check(after.spool <= 2 * 2 * files + 1, "files of the spool stay open");
-            findings
-                .check(after.to_store <= 2 * MAX_WORKERS, "more store connections than workers");
+            let is_bounded = after.removed <= 2 * 2 * files;
+            findings.check(is_bounded, "removed files of the spool stay open");
+            let few = after.to_store <= TO_STORE_AFTERWARDS;
+            findings.check(few, "connections to the store stay open");
         }
     }
 
@@ -274,22 +293,38 @@ impl Soak {
 
     /// Posts what can only go to the spool; gives the number of requests that were admitted.
     fn burst(&self, nth: usize, server: &Server) -> usize {
-        let client = self.shared.ledger.lock().unwrap().client();
-        let rng = fastrand::Rng::with_seed(self.seed + 3 + nth as u64);
-        let mut writer = Writer { client, next: 0, rng };
-        let mut admitted = 0;
+        let (mut writer, mut admitted) = (self.writer(2 + nth), 0);
         for at in 0..BURST {
             let ack = ACKS[at % 2];
             let (request, numbers) = writer.request(ack, GOOD_TOKEN, false);
-            self.shared.sent(client, &numbers);
-            let mut connection = server.connect();
-            connection.send(request.bytes());
-            let status = connection.reply().status;
-            self.shared.told(client, numbers, ack.told(status));
-            admitted += usize::from(status == 200);
+            admitted += usize::from(self.post(server, &writer, ack, request, numbers));
         }
         self.shared.findings.check(admitted > 0, "nothing of the last burst was admitted");
         admitted
+    }
+
+    /// One more client; `number` tells its draws from those of others.
+    fn writer(&self, number: usize) -> Writer {
+        let client = self.shared.ledger.lock().unwrap().client();
+        let rng = fastrand::Rng::with_seed(self.seed + 3 + number as u64);
+        Writer { client, next: 0, rng }
+    }
+
+    /// Posts `request` on a connection of its own; whether the answer is 200.
+    fn post(
+        &self,
+        server: &Server,
+        writer: &Writer,
+        ack: Ack,
+        request: Request,
+        numbers: Range<u32>,
+    ) -> bool {
+        self.shared.sent(writer.client, &numbers);
+        let mut connection = server.connect();
+        connection.send(request.bytes());
+        let status = connection.reply().status;
+        self.shared.told(writer.client, numbers, ack.told(status));
+        status == 200
     }
 
     fn note_stops(&mut self, stopped: &[Stopped; 2]) {

@@ -227,6 +227,18 @@ pub struct Writer {
 }
 
 impl Writer {
+    /// The next request of those with one payload, whose object is put alone.
+    pub fn single(&mut self, ack: Ack, token: &str) -> (Request, Range<u32>) {
+        loop {
+            let next = self.next;
+            let (request, numbers) = self.request(ack, token, false);
+            if numbers.len() == 1 {
+                return (request, numbers);
+            }
+            self.next = next;
+        }
+    }
+
     /// The next request and the numbers of its payloads.
     pub fn request(&mut self, ack: Ack, token: &str, poison: bool) -> (Request, Range<u32>) {
         let rng = &mut self.rng;

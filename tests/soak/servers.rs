@@ -22,11 +22,9 @@ pub const STRANGER_TOKEN: &str = "a-token-that-comes-and-goes";
 pub const NAMES: [&str; 2] = ["singles", "batches"];
 /// A change with a good certificate, all tokens and a signal.
 pub const GOOD_FILES: usize = 2;
-pub const MAX_WORKERS: usize = 16;
 /// Most files of a core's spool, each 2 MiB: `SPOOL_MAX` has room for two segments, so that it
-/// fills within seconds of an outage, and with batches for four and two journals. A journal that is
-/// made while segments use all of `SPOOL_MAX` comes on top.
-pub const SPOOL_FILES: [usize; 2] = [2, 7];
+/// fills within seconds of an outage, and with batches for four and two journals.
+pub const SPOOL_FILES: [usize; 2] = [2, 6];
 
 /// What both have in common: small limits, so that they are reached, and short times, so that they
 /// pass.

@@ -18,7 +18,11 @@ pub struct Descriptors {
     /// Everything else that is not below the spool's directory.
     pub others: usize,
     pub to_store: usize,
+    /// Of the spool's files.
     pub spool: usize,
+    /// Of its files that are removed. Batches in the journal may still name a segment; it is closed
+    /// when the journal is renewed.
+    pub removed: usize,
 }
 
 impl Descriptors {
@@ -32,6 +36,9 @@ impl Descriptors {
             match text.strip_prefix("socket:[").and_then(|rest| rest.strip_suffix(']')) {
                 Some(inode) if to_store.contains(inode) => found.to_store += 1,
                 Some(_) => found.sockets += 1,
+                None if target.starts_with(spool) && text.ends_with(" (deleted)") => {
+                    found.removed += 1;
+                }
                 None if target.starts_with(spool) => found.spool += 1,
                 None => found.others += 1,
             }
@@ -40,7 +47,7 @@ impl Descriptors {
     }
 
     pub fn sum(self) -> usize {
-        self.sockets + self.others + self.to_store + self.spool
+        self.sockets + self.others + self.to_store + self.spool + self.removed
     }
 }
 

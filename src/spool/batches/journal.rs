@@ -32,8 +32,8 @@
 //!
 //! The file is a segment without payloads. When it is full, a new one replaces it. It is as large
 //! as a segment but at most 4 MiB, or twice what its open batches need. It counts towards
-//! `SPOOL_MAX` but is created even when that is used up: without a journal no batched payload could
-//! leave the spool.
+//! `SPOOL_MAX`, in which segments leave room for two, but is created even when that is used up: without
+//! a journal no batched payload could leave the spool.
 
 mod file;
 

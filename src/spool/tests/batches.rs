@@ -197,6 +197,50 @@ fn a_journal_is_renewed_again_and_again_and_keeps_open_batches() {
     });
 }
 
+/// The first journal is made when payloads have filled the spool, and the second one while it is
+/// still full.
+#[test]
+fn journals_have_room_in_a_spool_that_payloads_have_filled() {
+    run(async {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(dir.path(), "n", &[0]).unwrap();
+        let size = Size { segments: 6, journal_reserve: 2 * SEGMENT_BYTES, ..SMALL };
+        let rig = Rig::new(&home, &Arc::default(), "n", size).await;
+        let on_disk = || {
+            let files = segments(&home);
+            files.iter().filter_map(|file| file.metadata().ok()).map(|file| file.len()).sum::<u64>()
+        };
+        let mut sent = 0;
+        while rig.send(&[b"\"held\""]).await.is_ok() {
+            sent += 1;
+        }
+        assert!((48..=64).contains(&sent), "16 groups fill a segment: {sent}");
+        let mut most = 0;
+        // All are uploaded, then all are done: nothing leaves the spool before.
+        let mut intents = Vec::new();
+        for number in 0..sent {
+            let jobs = rig.pops(1).await;
+            intents.push(rig.intend(&format!("{number}"), &jobs).await);
+            most = most.max(journals_at(&home.core_dir(0)).len());
+            let (bytes, counted) = (on_disk(), rig.cells.spool_disk_bytes.value());
+            assert!(bytes <= 6 * SEGMENT_BYTES, "{number}: {bytes}");
+            assert!(counted <= 6 * SEGMENT_BYTES, "{number}: {counted} counted");
+            // Open batches fill a journal of this size with 16 intents, and then need a larger one.
+            if number == 14 {
+                for intent in intents.drain(..) {
+                    rig.spool.complete_batch(intent);
+                }
+                rig.spool.flush(rig.spool.own.dir()).await.unwrap();
+            }
+            if number == 28 {
+                break;
+            }
+        }
+        assert_eq!(most, 2);
+        assert_eq!(rig.cells.spool_journal_bytes.value(), 2 * SEGMENT_BYTES);
+    });
+}
+
 #[test]
 fn a_completed_batch_in_doubt_stays_done_when_the_journal_is_renewed() {
     run(async {

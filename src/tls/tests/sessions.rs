@@ -11,7 +11,7 @@ use futures_rustls::rustls::{
 use rcgen::KeyPair;
 
 use super::super::pair::unix_now;
-use super::super::session::{Agreed, HELD_BYTES_MAX, PLAIN_BYTES_MAX, Session};
+use super::super::session::{Agreed, HELD_BYTES_MAX, HELD_ROOM_MAX, PLAIN_BYTES_MAX, Session};
 use super::super::snapshot::TlsSnapshot;
 use super::{Authority, ClientPair, Dir, text};
 use crate::config::Config;
@@ -96,6 +96,8 @@ fn take(session: &mut Session, bytes: &[u8], rng: &mut rt::Rng) -> Result<(), Er
         let mut piece: Vec<u8> = rest.drain(..piece).collect();
         session.take(&mut piece)?;
         assert!(session.held() <= HELD_BYTES_MAX);
+        let [held, _] = session.rooms();
+        assert!(held <= PLAIN_BYTES_MAX, "{held}");
     }
     Ok(())
 }
@@ -129,6 +131,7 @@ fn both_versions_carry_what_is_said() {
     for round in 0..20 {
         let (mut client, mut session) = lab.meet(&lab.client_config(VERSIONS[round % 2], None));
         handshake(&mut client, &mut session, &mut rng).unwrap();
+        session.handshake_ended();
         assert_eq!(session.client_certificate(), None);
         for length in [0, 1, 150, 1_700, 16_383, 16_384, 16_385, 100_000] {
             let mut said = vec![0; length];
@@ -142,6 +145,10 @@ fn both_versions_carry_what_is_said() {
                 session.take(&mut piece.to_vec()).unwrap();
                 rest = after;
                 assert!(session.unread().len() <= PLAIN_BYTES_MAX);
+                let [held, plain] = session.rooms();
+                assert!(held <= HELD_ROOM_MAX, "{held} of {HELD_ROOM_MAX}");
+                // What sessions in their handshake had may be lent.
+                assert!(plain <= PLAIN_BYTES_MAX, "{plain} of {PLAIN_BYTES_MAX}");
                 // A reader that stops in between, and one that takes what there is.
                 while !session.unread().is_empty() {
                     let most = rng.usize(1..=session.unread().len());

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::support::disks::{Disk, Frozen, make_image, run_in_namespace, seen_by, turn_read_only};
-use crate::support::{Server, collection, contents, numbered, sorted, wait_for};
+use crate::support::{Server, collection, contents, files, numbered, sorted, wait_for};
 
 const SETTINGS: [(&str, &str); 7] = [
     ("SPOOL_DIR", "spool"),
@@ -57,6 +57,33 @@ fn line(server: &Server, level: &str, text: &str) -> Value {
     });
     assert_eq!(found.len(), 1, "{found:#?}");
     found.remove(0)
+}
+
+/// An outage fills the spool; later, after some hundred batches, a second journal is needed.
+#[test]
+fn the_journals_of_batches_are_part_of_spool_max() {
+    let settings = [("OBJECT", "batch"), ("SPOOL_MAX", "10MiB"), ("BATCH_COUNT", "1")];
+    let server = Server::start(&[&SETTINGS[..], &settings].concat());
+    assert_eq!(server.spool(&[large(0)]).status, 200);
+    server.wait("its batch", |metrics| metrics.sum("millrace_payloads_stored_total") == 1);
+    server.break_store();
+    let full = (1..400).find(|id| server.spool(&[large(*id)]).status == 503);
+    server.mend_store();
+    server.wait_idle();
+    let mut client = server.connect();
+    for payload in numbered(0..1_000) {
+        assert_eq!(client.spool(&[payload]).status, 200);
+    }
+    drop(client);
+    server.wait_idle();
+    let on_disk = files(&server.path("spool"));
+    let journals = on_disk.keys().filter(|name| name.ends_with(".batches")).count();
+    assert_eq!(journals, 2, "{:?}", on_disk.keys());
+    let on_disk: usize = on_disk.values().map(Vec::len).sum();
+    let counted = server.metrics().sum("millrace_spool_disk_bytes");
+    assert!(counted <= 10 << 20 && on_disk <= 10 << 20, "{counted} {on_disk}");
+    // 2 MiB are left to journals, and 8 segments have room for some 20 of these each.
+    assert!((120..165).contains(&full.expect("the spool fills")), "{full:?}");
 }
 
 #[test]

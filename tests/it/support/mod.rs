@@ -306,7 +306,7 @@ impl Drop for Server {
 }
 
 /// Gauges that are not back at zero when nothing is left to do, with the reason.
-const NOT_ZERO: [(&str, &str); 33] = [
+const NOT_ZERO: [(&str, &str); 34] = [
     ("millrace_build_info", "always 1"),
     ("millrace_workers_busy_limit", "a limit"),
     ("millrace_batches_open_limit", "a limit"),
@@ -333,6 +333,7 @@ const NOT_ZERO: [(&str, &str); 33] = [
     ("millrace_puts_limit", "a limit that adapts"),
     ("millrace_tokens", "what TOKENS_FILE holds"),
     ("millrace_spool_disk_bytes", "segments stay for reuse"),
+    ("millrace_spool_journal_bytes", "journals stay as well"),
     ("millrace_dead_letter_directory_bytes_limit", "a limit"),
     ("millrace_tokens_limit", "a limit"),
     ("millrace_request_bytes_limit", "a limit"),

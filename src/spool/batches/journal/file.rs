@@ -7,7 +7,6 @@ use std::path::Path;
 use std::rc::Rc;
 
 use super::{BatchState, CoreDir, TrackedBatch};
-use crate::config::JOURNAL_BYTES;
 use crate::deadletter::create_dir;
 use crate::rt;
 use crate::spool::batches::ledger::JOURNAL;
@@ -42,7 +41,7 @@ impl Spool {
         // Twice the live groups, so that renewals stay rare. Padding is small: a group takes up to
         // one block more than its records, and any two consecutive groups have over a megabyte.
         let live: u64 = carried.iter().map(|group| group_bytes(group.len())).sum();
-        let least = self.setup.options.segment.min(JOURNAL_BYTES);
+        let least = self.setup.options.journal_bytes();
         let wanted = (DATA_START + 2 * (live + bytes)).next_multiple_of(BLOCK).max(least);
         let file = self.journal_spare(dir, wanted).await;
         let file = file.map_err(|error| self.fail(&dir.path, &error))?;
