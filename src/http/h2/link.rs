@@ -330,8 +330,7 @@ impl H2Link {
         // Those that are gone are dropped when they are polled next.
         let open = self.open.borrow();
         for (_, state) in open.iter().filter(|(_, state)| !state.gone.get()) {
-            loop {
-                let Some((limit, end)) = limit_of(state, config) else { break };
+            while let Some((limit, end)) = limit_of(state, config) {
                 if end_of(limit) > now {
                     let sooner = next.is_none_or(|of| end_of(limit) < end_of(of));
                     next = if sooner { Some(limit) } else { next };

@@ -116,6 +116,9 @@ fn start(tls: bool, header_timeout: &str) -> (Server, Option<Arc<ClientConfig>>)
     (Server::start_in(dir, &settings), Some(authority.trust().config()))
 }
 
+/// Its name, requests that go before, what is sent at once, and what then drips.
+type Drip<'a> = (&'a str, &'a [&'a [u8]], &'a [u8], &'a [u8]);
+
 #[test]
 fn a_head_that_drips_has_one_deadline_over_tls_and_without() {
     let whole = request(PAYLOAD, "");
@@ -123,7 +126,7 @@ fn a_head_that_drips_has_one_deadline_over_tls_and_without() {
     let chunked = chunked_request(&[PAYLOAD], "");
     // What is sent before at once, and in the same connection then drips: a whole request as one record,
     // and one of which a part came before.
-    let cases: [(&str, &[&[u8]], &[u8], &[u8]); 5] = [
+    let cases: [Drip<'_>; 5] = [
         ("the first request", &[], b"", &whole),
         ("the second one", &[&whole], b"", &whole),
         ("one after a request that hyper has read", &[&chunked], b"", &whole),
