@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use crate::Shared;
 use crate::ledger::{FILLER_MAX, Id, Told};
 use crate::servers::GOOD_TOKEN;
+use crate::streams::SharedConnection;
 use crate::support::gzip;
 use crate::wire::{Answer, Connection, Request, Transport};
 
@@ -76,10 +77,11 @@ pub struct Class {
     pub ack: Ack,
 }
 
-/// Every class: two servers, with and without TLS, three promises.
+/// Every class: two servers, without TLS, with it, and HTTP/2 over it, three promises.
 pub fn classes() -> Vec<Class> {
     let servers = [0, 1].into_iter();
-    let both = servers.flat_map(|server| [Transport::Plain, Transport::Tls].map(|t| (server, t)));
+    let transports = [Transport::Plain, Transport::Tls, Transport::H2];
+    let both = servers.flat_map(|server| transports.map(|t| (server, t)));
     both.flat_map(|(server, transport)| ACKS.map(|ack| Class { server, transport, ack })).collect()
 }
 
@@ -104,11 +106,13 @@ pub fn run(shared: &Arc<Shared>, pace: &Pace, seed: u64) -> JoinHandle<()> {
                     // A class that did nothing in the closed loop still gets a request now and then.
                     Pace::Open(rates) => Some(CLIENTS as f64 / rates[at].max(0.1)),
                 };
+                let h2 = SharedConnection::default();
                 for nth in 0..CLIENTS {
                     let rng = fastrand::Rng::with_seed(seed ^ ((at * CLIENTS + nth) as u64) << 20);
                     let number = shared.ledger.lock().unwrap().client();
                     let writer = Writer { client: number, next: 0, rng };
-                    let client = GoodClient { shared: shared.clone(), at, class, every, writer };
+                    let (shared, h2) = (shared.clone(), h2.clone());
+                    let client = GoodClient { shared, at, class, every, writer, h2 };
                     clients.push(tokio::spawn(client.run()));
                 }
             }
@@ -127,6 +131,8 @@ struct GoodClient {
     /// Mean seconds between two requests; `None`: a closed loop.
     every: Option<f64>,
     writer: Writer,
+    /// Of its class, if that is [`Transport::H2`].
+    h2: SharedConnection,
 }
 
 impl GoodClient {
@@ -182,6 +188,9 @@ impl GoodClient {
     ) -> Option<Answer> {
         let target = self.shared.target(self.class.server);
         let exchange = async {
+            if self.class.transport == Transport::H2 {
+                return self.h2.exchange(target, request, &mut self.writer.rng).await;
+            }
             if connection.is_none() {
                 let rng = &mut self.writer.rng;
                 let opened = Connection::open(target, self.class.transport, false, rng).await?;

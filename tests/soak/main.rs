@@ -3,8 +3,8 @@
 //!
 //! Two servers, the real binary, run side by side on one store of this process: one makes an object
 //! of each payload, the other gathers them. Good clients first measure what both can take, in a
-//! closed loop, and then send 70 % of it on a schedule, over plain and TLS connections, for each of
-//! the three acks. Beside them misbehaving clients of every kind, a store that fails and restarts,
+//! closed loop, and then send 70 % of it on a schedule, without TLS, with it, and by HTTP/2, for
+//! each of the three acks. Beside them misbehaving clients of every kind, a store that fails and restarts,
 //! certificates and tokens that are replaced, and a scraper. Then the load ends: memory,
 //! descriptors and gauges are compared. A last burst of payloads goes to the spools of servers whose
 //! store is down; both stop, start again, and empty their spools. Dead letters are replayed, and
@@ -17,8 +17,8 @@
 //! `MILLRACE_TEST_SEED` repeats the clients' and the store's draws, though not their interleaving.
 //! The report is printed, and written to `target/soak-report.md`.
 //!
-//! In reading order: `driver`, `servers`, `store` with `weather`, `wire`, `good`, `bad`, `ledger` (what is
-//! known of each payload), `watch`, `findings`, `report`.
+//! In reading order: `driver`, `servers`, `store` with `weather`, `wire` and `streams` (HTTP/1.1 and
+//! HTTP/2), `good`, `bad`, `ledger` (what is known of each payload), `watch`, `findings`, `report`.
 
 #![expect(
     clippy::disallowed_methods,
@@ -34,6 +34,7 @@ mod ledger;
 mod report;
 mod servers;
 mod store;
+mod streams;
 #[path = "../it/support/mod.rs"]
 #[expect(
     dead_code,

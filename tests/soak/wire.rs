@@ -1,8 +1,4 @@
-//! One client connection, plain or TLS, and what goes over it.
-//!
-//! HTTP/2 has its place here: a third [`Transport`], and for [`Connection::exchange`], which is all
-//! that good clients use, a stream of a shared connection. What misbehaving clients do to bytes is
-//! HTTP/1.1's own.
+//! One client connection of HTTP/1.1, plain or TLS, and what goes over it. HTTP/2 is in `streams`.
 
 use std::io;
 use std::net::SocketAddr;
@@ -22,6 +18,8 @@ use crate::support::tls::HOST;
 pub enum Transport {
     Plain,
     Tls,
+    /// HTTP/2 over TLS.
+    H2,
 }
 
 /// Where one server listens, and how to reach it over TLS.
@@ -89,6 +87,7 @@ impl Connection {
     ) -> io::Result<Connection> {
         let stream: Box<dyn Duplex> = match transport {
             Transport::Plain => Box::new(dial(target.plain, abrupt).await?),
+            Transport::H2 => unreachable!("a connection of HTTP/2 is shared"),
             Transport::Tls => {
                 let socket = dial(target.tls, abrupt).await?;
                 let config = target.configs[rng.usize(..target.configs.len())].clone();
