@@ -84,9 +84,18 @@ async fn exchange(sender: SendRequest<Bytes>, request: &Request) -> Result<Answe
     let mut rest = Bytes::from(request.body.clone());
     while !rest.is_empty() {
         body.reserve_capacity(rest.len());
-        // `None`: the answer came before the end of the body.
-        let Some(room) = std::future::poll_fn(|cx| body.poll_capacity(cx)).await else { break };
-        let mut room = room?.min(rest.len());
+        // It tells of more capacity only, not of what is left.
+        while body.capacity() == 0 {
+            match std::future::poll_fn(|cx| body.poll_capacity(cx)).await {
+                Some(room) => room?,
+                // The answer came before the end of the body.
+                None => break,
+            };
+        }
+        let mut room = body.capacity().min(rest.len());
+        if room == 0 {
+            break;
+        }
         if request.chunked {
             room = room.min(1_500);
         }
