@@ -485,8 +485,10 @@ fn exercise(way: Way) -> Search {
     assert!(logs.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&logs));
     search.look(&format!("{}: /logs", scene.name), logs, &[]);
     // Beside the server, with all of its settings and the token.
-    let url = format!("http://{}", server.admin);
-    scene.run(&["debug", "bundle", "--seconds", "0", "-o", "bundle.tar", &url]);
+    let args = ["debug", "bundle", "--seconds", "0", "-o", "bundle.tar"];
+    let admin = server.admin.to_string();
+    let own = [("ADMIN_LISTEN", admin.as_str())];
+    scene.command("`debug bundle`", &args, &own).status().unwrap();
     let bundle = fs::read(scene.path("bundle.tar")).unwrap();
     let holds = |text: &str| memchr::memmem::find(&bundle, text.as_bytes()).is_some();
     for name in ["settings.txt", "check.json", "metrics-2.txt", "proc-2.txt", "logs.txt"] {
