@@ -198,7 +198,7 @@ pub fn remove(config: &Config, filter: &LetterFilter) -> Result<Exit, String> {
             removal.note(&[letter], dead.remove(stem), stem);
         }
         for stem in &bundles {
-            removal.from_bundle(&dead, stem);
+            removal.rewrite_bundle(&dead, stem);
         }
         report_broken(&broken);
     }
@@ -233,7 +233,7 @@ impl Removal<'_> {
     }
 
     /// Rewrites a bundle without what is removed. Its unreadable rest stays.
-    fn from_bundle(&mut self, dead: &DeadLetters, stem: &str) {
+    fn rewrite_bundle(&mut self, dead: &DeadLetters, stem: &str) {
         let Some(records) = open_bundle(dead, stem) else { return };
         let length = records.length();
         let (mut chosen, mut left) = (Vec::new(), Vec::new());

@@ -125,7 +125,8 @@ mod tests {
 
     fn line(total: u64, bytes: u64, items: u64, seconds: f64) -> String {
         let progress = ProgressLine::begin("replaying", total);
-        (progress.bytes.set(bytes), progress.items.set(items));
+        progress.bytes.set(bytes);
+        progress.items.set(items);
         progress.line(Duration::from_secs_f64(seconds))
     }
 

@@ -120,7 +120,7 @@ impl StartSummary<'_> {
     }
 
     fn example_key(&self) -> String {
-        self.config.example_key(Stamp::unix_nanos_now()).to_string()
+        self.config.example_key(Stamp::unix_nanos_now())
     }
 
     /// One line in any log format.
