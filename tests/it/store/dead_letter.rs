@@ -343,10 +343,12 @@ fn of_both_kinds() -> (Arc<tempfile::TempDir>, Vec<String>) {
     let server = with_letters(2, &[]);
     let dir = server.dir();
     assert_eq!(server.stop().status, 0);
-    let settings = [("FAULTS", "transient=1"), ("DRAIN_TIMEOUT", "1s")];
+    // With time to write them: what finds none is lost.
+    let settings = [("FAULTS", "hang=1"), ("PUT_TIMEOUT", "10m"), ("DRAIN_TIMEOUT", "3s")];
     let server = Server::start_in(dir.clone(), &settings);
     assert_eq!(server.post(collection(&numbered(0..2))).status, 200);
-    assert_eq!(server.stop().status, 1);
+    let stopped = server.stop();
+    assert_eq!((stopped.dead_lettered, stopped.lost), (2, 0), "{}", stopped.log_text());
     let letters = dead_letters(&dir.path().join("dead-letter"));
     let mut keys: Vec<String> =
         letters.iter().map(|(meta, _)| meta["key"].as_str().unwrap().to_owned()).collect();
