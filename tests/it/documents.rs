@@ -242,8 +242,16 @@ fn settings_that_documents_name_are_settings() {
     const STARTS: [&str; 6] =
         ["AWS_", "RLIMIT_", "SSL_CERT_", "CONFIG_", "C_INCLUDE_", "STANDARD_"];
     const ENDS: [&str; 1] = ["_PROXY"];
-    const OTHERS: [&str; 7] =
-        ["SO_REUSEPORT", "CONFIG", "TEST_STRICT", "TOKEN", "WRITE_SETTINGS", "PID", "SOAK"];
+    const OTHERS: [&str; 8] = [
+        "SO_REUSEPORT",
+        "NOTIFY_SOCKET",
+        "CONFIG",
+        "TEST_STRICT",
+        "TOKEN",
+        "WRITE_SETTINGS",
+        "PID",
+        "SOAK",
+    ];
     let is_setting =
         |name: &str| millrace::internals::config::SETTINGS.iter().any(|s| s.name == name);
     let is_others = |name: &str| {
