@@ -100,12 +100,15 @@ setting() {
     printf '%s\n' "$found"
 }
 
-# The CPUs of the threads that are the server's cores, which it has whatever its settings say today.
+# The CPUs of the threads that are the server's cores, which it has whatever its settings say today. Their helpers have
+# the same name, which the kernel cuts after 15 characters, but run elsewhere.
 core_threads() {
     for thread in "$root$server"/task/*/comm; do
-        case $(sed -n 1p "$thread" 2>/dev/null) in
-        millrace-core-*) sed -n 's/^Cpus_allowed_list:[[:space:]]*//p' "${thread%/comm}/status" 2>/dev/null ;;
-        esac
+        name=$(sed -n 1p "$thread" 2>/dev/null)
+        case $name in millrace-core-*) ;; *) continue ;; esac
+        cpu=$(sed -n 's/^Cpus_allowed_list:[[:space:]]*//p' "${thread%/comm}/status" 2>/dev/null)
+        case $cpu in '' | *[!0-9]*) continue ;; esac
+        [ "$(printf 'millrace-core-%s' "$cpu" | cut -c -15)" != "$name" ] || printf '%s\n' "$cpu"
     done | sort -u | tr '\n' ','
 }
 

@@ -139,7 +139,7 @@ fn the_settings_of_package_and_chart_are_settings() {
     let toml = lines.collect::<Vec<_>>().join("\n");
     assert!(toml.contains("store = \"s3://"), "{toml}");
     let said = check(&toml);
-    assert!(said.contains("ACK=spooled"), "{said}");
+    assert!(said.contains("ACK=\"spooled\""), "{said}");
 }
 
 #[test]

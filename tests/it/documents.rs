@@ -244,9 +244,10 @@ fn settings_that_documents_name_are_settings() {
     const STARTS: [&str; 6] =
         ["AWS_", "RLIMIT_", "SSL_CERT_", "CONFIG_", "C_INCLUDE_", "STANDARD_"];
     const ENDS: [&str; 1] = ["_PROXY"];
-    const OTHERS: [&str; 9] = [
+    const OTHERS: [&str; 10] = [
         "SO_REUSEPORT",
         "COMMIT",
+        "NOTIFY_SOCKET",
         "CONFIG",
         "TEST_STRICT",
         "TOKEN",

@@ -279,13 +279,20 @@ fn the_settings_are_those_of_the_running_server() {
         let expected = format!("CORES {cores}, of process 4711");
         assert_eq!(knobs["settings"].1, expected, "{cmdline:?} {environ:?} {toml}");
         // And whatever they say, the threads that run have the last word.
-        for (task, cpu) in [("4712", "2"), ("4713", "5")] {
-            write(root, &format!("proc/4711/task/{task}/comm"), &format!("millrace-core-{cpu}\n"));
-            let status = format!("Name:\tx\nCpus_allowed_list:\t{cpu}\n");
+        // The kernel cuts their names; their helpers have the same, and run elsewhere.
+        for (task, name, cpus) in [
+            ("4712", "millrace-core-2", "2"),
+            ("4713", "millrace-core-1", "11"),
+            ("4714", "millrace-core-2", "0"),
+            ("4715", "millrace-core-1", "0,3-4"),
+            ("4716", "millrace-contro", "5"),
+        ] {
+            write(root, &format!("proc/4711/task/{task}/comm"), &format!("{name}\n"));
+            let status = format!("Name:\tx\nCpus_allowed_list:\t{cpus}\n");
             write(root, &format!("proc/4711/task/{task}/status"), &status);
         }
         let (_, knobs) = check(Some(root), &[]);
-        assert_eq!(knobs["settings"].1, "CORES 2,5, of process 4711");
+        assert_eq!(knobs["settings"].1, "CORES 2,11, of process 4711");
     }
 }
 
