@@ -159,7 +159,7 @@ mod tests {
             ),
             (r#"{"secrets":[1,[2]],"b":1}"#, r#"{"secrets":"***","b":1}"#),
             (
-                r#"["accepted-token","s\u00fc\u00df",{"accepted-token":1}]"#,
+                r#"["accepted-token","s\u00fc\u00df",{"süß":1}]"#,
                 r#"["***","***",{"***":1}]"#,
             ),
             (
