@@ -317,7 +317,9 @@ fn read_on(
             return Err(io::Error::other("the answer is not HTTP, or was cut"));
         }
     };
-    let status = parse(&head[..rest], u64::MAX).map_or(0, |answer| answer.status);
+    // `HTTP/1.1 200`
+    let status = head.get(9..12).and_then(|code| std::str::from_utf8(code).ok()?.parse().ok());
+    let status: u16 = status.unwrap_or_default();
     if status != 200 {
         // Most of them are short and have come already.
         let _what_came = stream.take(REFUSAL_MAX as u64).read_to_end(&mut head);

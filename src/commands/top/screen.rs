@@ -14,6 +14,8 @@ use super::figures::{Fullness, Past, Scrape, Shown, bytes, count, seconds};
 const CHARTS_FROM_HEIGHT: u16 = 20;
 /// Columns that a chart needs.
 const CHART_WIDTH: u16 = 26;
+/// Width of a figure in the table of cores: `1.25 GiB`.
+const CORE_COLUMN: u16 = 8;
 /// Lines of a notice.
 const NOTICE_MAX: usize = 4;
 
@@ -337,7 +339,9 @@ impl Screen {
         let block = block.title(self.view.title());
         let style = self.age_style(now);
         match self.view {
-            TopView::Cores => frame.render_widget(self.cores().block(block).style(style), area),
+            TopView::Cores => {
+                frame.render_widget(self.cores(area.width).block(block).style(style), area);
+            }
             TopView::Limits => {
                 frame.render_widget(self.limits(area.width).block(block).style(style), area)
             }
@@ -360,26 +364,17 @@ impl Screen {
         }
     }
 
-    fn cores(&self) -> Table<'_> {
+    /// As many columns as have room: a number without its first digits would be another number.
+    fn cores(&self, width: u16) -> Table<'_> {
         let titles = [
-            "core",
-            "accepted/s",
-            "stored/s",
-            "p50",
-            "p99",
-            "queue",
-            "uploads",
-            "retries/s",
-            "503/s",
-            "dead",
-            "spool",
+            "in/s", "out/s", "p50", "p99", "queue", "uploads", "retry/s", "503/s", "dead", "spool",
             "conns",
         ];
+        // Borders and the column of ids take 6.
+        let fitting = usize::from(width.saturating_sub(6) / (CORE_COLUMN + 1)).min(titles.len());
         let right = |text: String| Cell::from(Line::from(text).right_aligned());
-        let head = Row::new(titles.iter().enumerate().map(|(at, title)| match at {
-            0 => Cell::from(*title),
-            _ => right((*title).to_owned()),
-        }));
+        let names = titles.iter().take(fitting).map(|title| right((*title).to_owned()));
+        let head = Row::new([Cell::from("core")].into_iter().chain(names));
         let rows = self.answers.by_core.iter().skip(self.scroll).map(|(core, of)| {
             let levels = &of.levels;
             let cells = [
@@ -395,9 +390,11 @@ impl Screen {
                 bytes(levels.spool_bytes),
                 count(levels.connections),
             ];
-            Row::new([Cell::from(core.as_str())].into_iter().chain(cells.into_iter().map(right)))
+            let shown = cells.into_iter().take(fitting).map(right);
+            Row::new([Cell::from(core.as_str())].into_iter().chain(shown))
         });
-        let widths = titles.iter().map(|title| Constraint::Max(title.len().max(8) as u16));
+        let widths = std::iter::once(4).chain(std::iter::repeat_n(CORE_COLUMN, fitting));
+        let widths = widths.map(Constraint::Length);
         Table::new(rows, widths).header(head.style(self.soft()))
     }
 
@@ -514,6 +511,9 @@ mod tests {
         screen.view = TopView::Cores;
         let (text, _) = drawn(&screen, start, 80, 24);
         assert!(text.contains("core") && text.contains("failed"), "{text}");
+        // Columns leave as wholes.
+        assert!(text.contains("503/s") && !text.contains("conns"), "{text}");
+        assert!(drawn(&screen, start, 120, 24).0.contains("conns"));
     }
 
     #[test]

@@ -198,8 +198,8 @@ function plotOf(chart) {
     height: 150,
     legend: { show: false },
     cursor: { y: false, drag: { x: false, y: false }, points: { size: 6 } },
-    // A line needs some width from its second point on.
-    scales: { x: { time: true, range: (_, min, max) => [Math.min(min, max - 20), max] }, y: { range: (_, min, max) => [0, max > 0 ? max * 1.08 : (chart.least ?? 1)] } },
+    // A line needs some width from its second point on; of one point uPlot knows no range.
+    scales: { x: { time: true, range: (_, min, max) => [Math.min(min ?? Infinity, (max ?? Date.now() / 1000) - 20), max ?? Date.now() / 1000] }, y: { range: (_, min, max) => [0, max > 0 ? max * 1.08 : (chart.least ?? 1)] } },
     axes: [
       { ...axis, size: 26, space: 80, values: (_, at) => at.map(clock) },
       { ...axis, size: 70, space: 34, ...(chart.text === bytes ? { incrs: BINARY } : {}), values: (_, at) => at.map((value) => chart.text(value)) },

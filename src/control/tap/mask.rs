@@ -158,10 +158,7 @@ mod tests {
                 r#"{"secret":"***","b":[{"refreshToken":"***"}]}"#,
             ),
             (r#"{"secrets":[1,[2]],"b":1}"#, r#"{"secrets":"***","b":1}"#),
-            (
-                r#"["accepted-token","s\u00fc\u00df",{"accepted-token":1}]"#,
-                r#"["***","***",{"***":"***"}]"#,
-            ),
+            (r#"["accepted-token","s\u00fc\u00df",{"süß":1}]"#, r#"["***","***",{"***":1}]"#),
             (
                 r#"{"h":"Bearer abc","i":"basic abc","j":"bearers of news"}"#,
                 r#"{"h":"Bearer ***","i":"Basic ***","j":"bearers of news"}"#,

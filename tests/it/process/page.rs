@@ -181,7 +181,7 @@ fn its_figures_are_those_of_metrics() {
     }
     // What is drawn adds up to what was counted.
     let [drawn, first] = [
-        "page.history.rows.reduce((sum, row, at, rows) => {
+        "page.history.rows.filter((row) => row.of.get('')).reduce((sum, row, at, rows) => {
             const rate = row.of.get('')[KEYS.indexOf('accepted')];
             return at && !Number.isNaN(rate) ? sum + rate * (row.at - rows[at - 1].at) : sum;
         }, 0)",

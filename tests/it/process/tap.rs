@@ -199,7 +199,7 @@ fn who_does_not_read_holds_up_nobody_and_its_samples_are_dropped() {
     let (lines, limit) =
         (metrics.sum("millrace_tap_lines"), metrics.sum("millrace_tap_lines_limit"));
     assert!(lines <= limit / 4, "{lines} of {limit}");
-    drop(stream);
+    drop((stream, client));
     server.wait("it is forgotten", |m| m.sum("millrace_tap_watchers") == 0);
     server.wait_idle();
 }
