@@ -16,9 +16,12 @@ use crate::wire::{Answer, Request, Target, dial};
 /// Requests for which a connection is used; those that are in progress then go on.
 const REQUESTS_PER_CONNECTION: u32 = 1_000;
 
-/// The connection of a class, and how many requests it will still take.
+/// The connection of a class.
 #[derive(Clone, Default)]
-pub struct SharedConnection(Arc<Mutex<Option<(SendRequest<Bytes>, u32)>>>);
+pub struct SharedConnection(Arc<Mutex<Option<Sender>>>);
+
+/// What sends on a connection, and how many requests more it may.
+type Sender = (SendRequest<Bytes>, u32);
 
 impl SharedConnection {
     /// One request and its answer.
