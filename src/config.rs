@@ -70,6 +70,7 @@ pub struct Config {
     pub bind_wait: Duration,
     /// CPU ids to pin, ascending, each allowed for this process, never empty.
     pub cores: Vec<usize>,
+    pub placement: Placement,
     /// How long an idle core polls before it sleeps.
     pub spin: Duration,
     pub max_workers: usize,
@@ -155,6 +156,15 @@ impl fmt::Display for StoreUrl {
             StoreUrl::Null => f.write_str("null:"),
         }
     }
+}
+
+/// Which core serves a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placement {
+    /// The kernel spreads connections by a hash of their addresses and ports.
+    Hash,
+    /// The core on which the kernel handles the packets of the connection, if it is one of `CORES`.
+    Cpu,
 }
 
 /// What the 200 of a request promises.
@@ -510,6 +520,7 @@ fn read(r: &mut SettingsReader<'_>, cores_allowed: &[usize]) -> Config {
         paths: r.take("PATHS", Paths::parse),
         bind_wait: r.take("BIND_WAIT", time(Duration::ZERO..=5 * MINUTE)),
         cores: r.take("CORES", value::cores(cores_allowed)),
+        placement: r.take("CONNECTION_PLACEMENT", value::placement),
         spin: r.take("SPIN", time(Duration::ZERO..=10 * MILLISECOND)),
         max_workers: r.take("MAX_WORKERS", count(1..=4096)),
         max_queue: r.take("MAX_QUEUE", count(1..=10_000_000)),

@@ -152,7 +152,8 @@ async fn start(
     let cores = config.cores.len();
     let mut listeners: Vec<Vec<Socket>> = (0..cores).map(|_| Vec::new()).collect();
     for ListenAddress { address, only_v6, .. } in &config.listen {
-        let listen = |address| accept::listeners(address, *only_v6, cores);
+        let listen =
+            |address| accept::listeners(address, *only_v6, &config.cores, config.placement);
         let sockets = bind.retry("LISTEN", *address, listen).await?;
         listeners.iter_mut().zip(sockets).for_each(|(of_core, socket)| of_core.push(socket));
     }

@@ -184,7 +184,7 @@ fn command() -> Command {
         )
         .arg(
             list_option("variants", "NAMES", "Which servers, with commas")
-                .default_value("millrace,tokio-sdk,floor")
+                .default_value("millrace,millrace-by-cpu,tokio-sdk,floor")
                 .value_parser(Variant::ALL.map(Variant::name)),
         )
         .arg(option("record", "DIR", "Where CSV goes [default: benches/record/<date>-<host>]"))
@@ -224,9 +224,13 @@ impl Selection {
         values.into_iter().map(|value| Point::new(sweep, value)).collect()
     }
 
-    /// The floor is one thread.
+    /// The floor is one thread, and on one core there is nothing to place.
     fn variants(&self, sweep: Sweep) -> impl Iterator<Item = Variant> {
-        let fits = move |v: &Variant| sweep != Sweep::Cores || *v != Variant::Floor;
+        let fits = move |v: &Variant| match v {
+            Variant::Floor => sweep != Sweep::Cores,
+            Variant::MillraceByCpu => sweep == Sweep::Cores,
+            _ => true,
+        };
         self.variants.iter().copied().filter(fits)
     }
 }

@@ -33,6 +33,8 @@ pub enum Variant {
     MillraceUnsigned,
     /// millrace with `COMPRESSION=none`.
     MillracePlain,
+    /// millrace with `CONNECTION_PLACEMENT=cpu`, in the sweep over cores.
+    MillraceByCpu,
     /// millrace without TLS, in lanes that have it.
     MillraceHttp,
     /// The tokio variant as it is.
@@ -44,13 +46,14 @@ pub enum Variant {
 }
 
 impl Variant {
-    pub const ALL: [Variant; 10] = [
+    pub const ALL: [Variant; 11] = [
         Variant::Millrace,
         Variant::MillraceSdk,
         Variant::MillraceQueued,
         Variant::MillraceNull,
         Variant::MillraceUnsigned,
         Variant::MillracePlain,
+        Variant::MillraceByCpu,
         Variant::MillraceHttp,
         Variant::TokioSdk,
         Variant::TokioLean,
@@ -65,6 +68,7 @@ impl Variant {
             Variant::MillraceNull => "millrace-null",
             Variant::MillraceUnsigned => "millrace-unsigned",
             Variant::MillracePlain => "millrace-plain",
+            Variant::MillraceByCpu => "millrace-by-cpu",
             Variant::MillraceHttp => "millrace-http",
             Variant::TokioSdk => "tokio-sdk",
             Variant::TokioLean => "tokio-lean",
@@ -95,6 +99,7 @@ impl Variant {
             Variant::MillraceNull => &["--store", "null:", "--object", "payload"],
             Variant::MillraceUnsigned => &["--s3-sign-payload", "never"],
             Variant::MillracePlain => &["--compression", "none"],
+            Variant::MillraceByCpu => &["--connection-placement", "cpu"],
             Variant::TokioLean => &["--put", "lean"],
         }
     }

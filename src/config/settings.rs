@@ -122,6 +122,8 @@ pub const SETTINGS: &[Setting] = &[
 
     row(LIMITS, "CORES", "LIST", "all",
         "CPU cores, one pinned executor each: `all` that this process may use, or a list of them such as `0-3,8`."),
+    row(LIMITS, "CONNECTION_PLACEMENT", "RULE", "hash",
+        "Which core serves a connection: `hash`, any, spread evenly by its addresses; `cpu`, the one on which the kernel handles its packets, which saves CPU where network queues are spread over CORES, and overloads few cores where not. Needs Linux 6.2."),
     row(LIMITS, "SPIN", "TIME", "0us",
         "How long an idle core polls before it sleeps, up to 10ms. Trades CPU for latency."),
     row(LIMITS, "MAX_WORKERS", "N", "32",

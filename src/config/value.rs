@@ -13,7 +13,7 @@ use tracing_subscriber::EnvFilter;
 use crate::coding::{Coding, Compression};
 use crate::log::LogFormat;
 
-use super::{Ack, Checksum, FileMode, S3Client, SignPayload, StoreUrl};
+use super::{Ack, Checksum, FileMode, Placement, S3Client, SignPayload, StoreUrl};
 
 /// A parsed value, or what is allowed.
 pub(super) type Parsed<T> = Result<T, String>;
@@ -347,6 +347,14 @@ pub(super) fn on_or_off(text: &str) -> Parsed<bool> {
 
 pub(super) fn ack(text: &str) -> Parsed<Ack> {
     Ack::named(text).ok_or_else(|| "give queued, spooled or stored".into())
+}
+
+pub(super) fn placement(text: &str) -> Parsed<Placement> {
+    match text {
+        "hash" => Ok(Placement::Hash),
+        "cpu" => Ok(Placement::Cpu),
+        _ => Err("give hash or cpu".into()),
+    }
 }
 
 pub(super) fn checksum(text: &str) -> Parsed<Checksum> {

@@ -21,6 +21,7 @@ use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 use super::conn;
 use super::secured::Entrance;
 use super::server::Server;
+use crate::config::Placement;
 use crate::throttle::Throttle;
 
 /// While draining, how long the accept queue must stay empty before the listener closes.
@@ -34,17 +35,34 @@ const CLAIM_TRIES: usize = 4;
 /// The longest pause between two of these tries.
 const CLAIM_PAUSE_MAX: Duration = Duration::from_millis(4);
 
-/// Listening sockets on `address`, one per core; with port 0 all get the same port. With `only_v6`
-/// the address, `[::]`, leaves IPv4 to another listener.
+/// Listening sockets on `address`, one for each of `cores` (CPU ids); with port 0 all get the same
+/// port. With `only_v6` the address, `[::]`, leaves IPv4 to another listener.
+///
+/// With [`Placement::Cpu`] each asks for the connections whose packets its CPU handles, by
+/// SO_INCOMING_CPU (socket(7)); a connection whose CPU is of no listener goes by the hash. Among
+/// sockets that share a port the kernel honours it from Linux 6.2 on, and ignores it before.
 ///
 /// # Errors
 /// For example `AddrInUse` while any other socket listens there or on an overlapping address, even
 /// one that shares its port by SO_REUSEPORT.
-pub fn listeners(address: SocketAddr, only_v6: bool, cores: usize) -> io::Result<Vec<Socket>> {
+pub fn listeners(
+    address: SocketAddr,
+    only_v6: bool,
+    cores: &[usize],
+    placement: Placement,
+) -> io::Result<Vec<Socket>> {
     let owner = in_a_few_tries(|| claim(address, only_v6))?;
     let address = owner.local_addr()?.as_socket().expect("an IP socket has an IP address");
     // The owner is dropped after the others listen, so there is always a listener.
-    (0..cores).map(|_| listen(bound(address, only_v6, true)?)).collect()
+    let listener = |core: &usize| {
+        let socket = bound(address, only_v6, true)?;
+        if placement == Placement::Cpu {
+            // As `CORES` has it, an id that this process may use, so it fits.
+            rustix::net::sockopt::set_socket_incoming_cpu(&socket, *core as u32)?;
+        }
+        listen(socket)
+    };
+    cores.iter().map(listener).collect()
 }
 
 /// What `claim` returns, after a few tries: it can say `AddrInUse` although nobody gets the address.
@@ -199,7 +217,7 @@ mod tests {
 
     #[test]
     fn the_cores_share_one_port_and_connections_are_spread_over_them() {
-        let sockets = listeners(loopback(0), false, 3).unwrap();
+        let sockets = listeners(loopback(0), false, &[0, 1, 2], Placement::Hash).unwrap();
         let port = port(&sockets);
         let clients: Vec<_> =
             (0..60).map(|_| TcpStream::connect(loopback(port)).unwrap()).collect();
@@ -212,6 +230,30 @@ mod tests {
         }
         assert_eq!(counts.iter().sum::<usize>(), clients.len(), "none ended up elsewhere");
         assert!(counts.iter().all(|count| *count > 0), "{counts:?}");
+    }
+
+    /// On loopback the packets of a connection are handled on the CPU of the thread that sends them.
+    /// Kernels before 6.2 spread them by the hash even so, see [`listeners`].
+    #[test]
+    fn connections_go_to_the_listener_of_their_cpu() {
+        let cpus: Vec<usize> =
+            core_affinity::get_core_ids().unwrap().iter().map(|c| c.id).collect();
+        let (Some(&cpu), true) = (cpus.last(), cpus.len() > 1) else { return };
+        let sockets = listeners(loopback(0), false, &cpus, Placement::Cpu).unwrap();
+        let port = port(&sockets);
+        let connect = move || {
+            assert!(core_affinity::set_for_current(core_affinity::CoreId { id: cpu }));
+            (0..40).map(|_| TcpStream::connect(loopback(port)).unwrap()).collect::<Vec<_>>()
+        };
+        let clients = std::thread::spawn(connect).join().unwrap();
+        let mut counts = vec![0; cpus.len()];
+        for (socket, count) in sockets.iter().zip(&mut counts) {
+            socket.set_nonblocking(true).unwrap();
+            while socket.accept().is_ok() {
+                *count += 1;
+            }
+        }
+        assert_eq!(counts.last(), Some(&clients.len()), "{counts:?}");
     }
 
     /// Even servers of one user, whose sockets could share the port, and even when all bind before
@@ -233,7 +275,7 @@ mod tests {
         let server = || {
             let start = |round| {
                 meet(&ready, round);
-                let outcome = listeners(address(round), false, 2);
+                let outcome = listeners(address(round), false, &[0, 1], Placement::Hash);
                 meet(&done, round);
                 outcome.map(drop).map_err(|error| error.kind())
             };
@@ -265,16 +307,19 @@ mod tests {
 
     #[test]
     fn a_port_is_free_again_when_the_last_listener_is_gone() {
-        let mut sockets = listeners(loopback(0), false, 2).unwrap();
+        let mut sockets = listeners(loopback(0), false, &[0, 1], Placement::Hash).unwrap();
         let port = port(&sockets);
         for _ in 0..2 {
-            assert_eq!(listeners(loopback(port), false, 1).unwrap_err().kind(), AddrInUse);
+            assert_eq!(
+                listeners(loopback(port), false, &[0], Placement::Hash).unwrap_err().kind(),
+                AddrInUse
+            );
             sockets.pop();
         }
-        listeners(loopback(port), false, 1).unwrap();
+        listeners(loopback(port), false, &[0], Placement::Hash).unwrap();
         // A different address does not overlap, so it has its own owner.
-        let other = listeners(([127, 0, 0, 2], port).into(), false, 1).unwrap();
-        let both = (listeners(loopback(port), false, 1).unwrap(), other);
+        let other = listeners(([127, 0, 0, 2], port).into(), false, &[0], Placement::Hash).unwrap();
+        let both = (listeners(loopback(port), false, &[0], Placement::Hash).unwrap(), other);
         drop(both);
     }
 }

@@ -10,7 +10,7 @@ use bytesize::ByteSize;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::{Finding, rlimits, threads};
-use crate::config::{Config, core_list};
+use crate::config::{Config, Placement, core_list};
 use crate::limits::Limits;
 use crate::net;
 
@@ -27,7 +27,7 @@ pub(super) fn findings(config: &Config, wanted: &Limits) -> Vec<Finding> {
     let memory_max = cgroup_least("memory", "memory.max", |text| text.trim().parse::<u64>().ok());
     let mut findings = rlimits::findings(limits);
     findings.extend([
-        judge_kernel(&release),
+        judge_kernel(&release, config.placement),
         judge_memlock(memlock, limits.memlock_bytes, limits.memlock_least),
         judge_files(&files, wanted, limits.connections),
         judge_cores(&config.cores, cgroup_least("cpu", "cpu.max", parse_cpu_max)),
@@ -47,10 +47,23 @@ pub(super) fn findings(config: &Config, wanted: &Limits) -> Vec<Finding> {
 /// on 5.8.
 const KERNEL_LEAST: (u32, u32) = (6, 1);
 
-fn judge_kernel(release: &str) -> Finding {
+/// The first kernel that honours SO_INCOMING_CPU among listeners that share a port.
+const PLACEMENT_LEAST: (u32, u32) = (6, 2);
+
+fn judge_kernel(release: &str, placement: Placement) -> Finding {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|n| n.parse().ok());
     let (least_major, least_minor) = KERNEL_LEAST;
     match (numbers.next(), numbers.next()) {
+        (Some(major), Some(minor))
+            if placement == Placement::Cpu
+                && (KERNEL_LEAST..PLACEMENT_LEAST).contains(&(major, minor)) =>
+        {
+            Finding::warn(
+                "kernel",
+                format!("{release} ignores CONNECTION_PLACEMENT=cpu: connections go by the hash"),
+                "run on Linux 6.2 or newer, or leave CONNECTION_PLACEMENT at hash",
+            )
+        }
         (Some(major), Some(minor)) if (major, minor) >= KERNEL_LEAST => {
             Finding::ok("kernel", release)
         }
@@ -326,12 +339,20 @@ mod tests {
     #[test]
     fn kernels() {
         for release in ["6.1.0-28-amd64", "6.18.44-fc", "10.0-rc1", "6.8"] {
-            expect(judge_kernel(release), Level::Ok, &[release]);
+            expect(judge_kernel(release, Placement::Hash), Level::Ok, &[release]);
         }
         for release in ["6.0.19", "5.15.0-131-generic", "4.19.0-26-cloud", "3.10.0-1160.el7"] {
-            expect(judge_kernel(release), Level::Fail, &[release, "older than 6.1"]);
+            expect(
+                judge_kernel(release, Placement::Hash),
+                Level::Fail,
+                &[release, "older than 6.1"],
+            );
         }
-        expect(judge_kernel("mystery"), Level::Warn, &["mystery"]);
+        expect(judge_kernel("mystery", Placement::Hash), Level::Warn, &["mystery"]);
+        let by_cpu = |release| judge_kernel(release, Placement::Cpu);
+        expect(by_cpu("6.1.0-18-amd64"), Level::Warn, &["6.1.0", "ignores CONNECTION_PLACEMENT"]);
+        expect(by_cpu("6.2.0"), Level::Ok, &["6.2.0"]);
+        expect(by_cpu("5.15.0"), Level::Fail, &["older than 6.1"]);
     }
 
     #[test]
