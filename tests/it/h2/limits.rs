@@ -185,7 +185,8 @@ fn floods() -> Vec<Flood> {
         flood("rapid reset", vec![open.clone(), reset.clone()], either),
         Flood {
             slowly: true,
-            ..flood("rapid reset, one by one", vec![open.clone(), reset.clone()], &["resets"])
+            // A busy machine sees several at once.
+            ..flood("rapid reset, one by one", vec![open.clone(), reset.clone()], either)
         },
         Flood {
             slowly: true,
@@ -572,9 +573,9 @@ fn connections_and_streams_take_no_more_than_they_are_said_to() {
     for (heeds, most) in [(true, 400 << 10), (false, 2_300 << 10)] {
         const CONNECTIONS: usize = 20;
         let before = settled();
-        let mut clients: Vec<_> =
-            (0..CONNECTIONS).map(|_| H2Client::connect(server.ingest)).collect();
-        for client in &mut clients {
+        let mut clients = Vec::new();
+        for _ in 0..CONNECTIONS {
+            let mut client = H2Client::connect(server.ingest);
             for number in 0..140_u8 {
                 // The size is an integer with a prefix of five bits: 1,024.
                 let size: &[u8] = if heeds && number == 1 { &[0x3f, 0xe1, 0x07] } else { &[] };
@@ -585,6 +586,7 @@ fn connections_and_streams_take_no_more_than_they_are_said_to() {
                 client.send(frame(HEADERS, END_HEADERS | END_STREAM, stream, &head));
                 assert_eq!(client.answer(stream).status, 400);
             }
+            clients.push(client);
         }
         let of_connection = settled().saturating_sub(before) / CONNECTIONS as u64;
         println!("{of_connection} bytes with a table of fields, heeds {heeds}");
