@@ -274,6 +274,12 @@ async fn serve_streams(
                             if round_left > 0 {
                                 return Poll::Pending;
                             }
+                            // Else an answer that the library still holds would not keep the
+                            // connection from closing, nor make it one that is sending.
+                            link.wire.borrow_mut().begin_no_look();
+                            if let Poll::Ready(done) = served.as_mut().poll(cx) {
+                                return Poll::Ready(conn.h2_ended(link, done));
+                            }
                             break 'looks;
                         }
                     }
