@@ -149,6 +149,9 @@ fn a_server_that_is_gone_is_seen() {
     );
     drop(server);
     top.wait("STALE");
+    // The reason may have taken the place of another one, of which only what differs is drawn.
+    resize(&top.theirs, 90, 28);
+    signal(&top.child, "WINCH");
     top.wait("refused");
     top.press("q");
     top.ended(Some(0));
