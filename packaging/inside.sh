@@ -48,7 +48,7 @@ id millrace >/dev/null || die 'there is no user millrace'
 [ "$(dpkg-query -W -f '${Conffiles}' millrace | grep -c .)" = 1 ] || die 'there should be one conffile'
 unit=/usr/lib/systemd/system/millrace.service
 grep -q '^ExecStart=/usr/bin/millrace$' $unit || die 'the unit runs another binary'
-grep -q '^ExecStartPre=/usr/bin/millrace check$' $unit || die 'the unit checks with another binary'
+grep -q '^ExecStartPre=/usr/bin/millrace check --starting$' $unit || die 'the unit checks with another binary'
 [ -z "$(find /etc/systemd -name 'millrace*')" ] || die 'the unit is enabled'
 millrace --version >/dev/null
 dpkg -L millrace | while read -r file; do [ -e "$file" ] || [[ $file == */man/* || $file == */doc/* ]] || die "$file is missing"; done

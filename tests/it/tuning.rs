@@ -508,7 +508,10 @@ fn the_unit_gives_the_stop_its_time_and_leaves_a_bad_configuration_alone() {
 fn the_unit_waits_until_the_server_is_ready_and_checks_before() {
     let run = unit_value("ExecStart");
     assert_eq!(unit_value("Type"), "notify");
-    assert_eq!(unit_value("ExecStartPre"), format!("{run} check"));
+    assert_eq!(unit_value("ExecStartPre"), format!("{run} check --starting"));
+    let waits: u64 = unit_value("TimeoutStartSec").strip_suffix("min").unwrap().parse().unwrap();
+    assert!(Config::from_settings(&[("BIND_WAIT", "5min")]).is_ok(), "the most there is");
+    assert!(waits > 5 + 1, "{waits} min");
     assert_eq!(unit_value("ExecReload"), "/bin/kill -HUP $MAINPID");
     assert_eq!(unit_value("Environment"), "MILLRACE_CONFIG=/etc/millrace/millrace.toml");
     // Explained, and off.
