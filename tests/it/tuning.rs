@@ -351,7 +351,7 @@ fn what_is_lacking_is_applied_after_a_look_and_undone() {
     }
     assert_eq!(said(&shown).lines().count(), mends.len(), "{}", said(&shown));
 
-    let saved = "var/lib/millrace-tuning/saved";
+    let saved = "run/millrace-tuning/saved";
     for _ in 0..2 {
         let applied = apply(root, &["--apply"], &[]);
         assert!(applied.status.success(), "{}", said(&applied));
@@ -411,8 +411,22 @@ fn what_the_kernel_refuses_is_said_and_not_saved() {
         said(&done)
     );
     assert_eq!(fs::read_to_string(root.join("proc/sys/net/core/somaxconn")).unwrap(), "65535\n");
-    let saved = fs::read_to_string(root.join("var/lib/millrace-tuning/saved")).unwrap();
+    let path = root.join("run/millrace-tuning/saved");
+    let saved = fs::read_to_string(&path).unwrap();
     assert_eq!(saved, "/proc/sys/net/core/somaxconn\t4096\n");
+
+    // Undone: what is gone is skipped, and only what is refused stays.
+    let refused = "/proc/irq/24/smp_affinity_list\t3\n";
+    let gone = "/proc/irq/99/smp_affinity_list\t3\n";
+    fs::write(&path, [gone, refused, &saved].concat()).unwrap();
+    let done = apply(root, &["--undo"], &[]);
+    assert_eq!(done.status.code(), Some(1), "{}", said(&done));
+    assert!(said(&done).contains("/proc/irq/99/smp_affinity_list: gone"), "{}", said(&done));
+    assert_eq!(fs::read_to_string(root.join("proc/sys/net/core/somaxconn")).unwrap(), "4096\n");
+    assert_eq!(fs::read_to_string(&path).unwrap(), refused);
+    fs::remove_file(root.join("proc/irq/24/smp_affinity_list")).unwrap();
+    assert!(apply(root, &["--undo"], &[]).status.success());
+    assert!(!path.exists());
 }
 
 #[test]
