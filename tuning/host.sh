@@ -66,8 +66,11 @@ unmask() {
 # The value of a flat key of a TOML file: a string, a number, or a list of numbers as 1,2,3.
 toml_value() {
     sed -n "s/^[[:space:]]*$2[[:space:]]*=[[:space:]]*//p" "$1" 2>/dev/null | sed -n 1p |
-        sed "s/^\"\([^\"]*\)\".*/\1/; t; s/^'\([^']*\)'.*/\1/; t; s/#.*//; s/[][[:space:]]//g; s/,\$//"
+        sed "s/^\"\([^\"]*\)\".*/\1/; t; s/^'\([^']*\)'.*/\1/; t; s/#.*//; s/[][[:space:]_]//g; s/,\$//"
 }
+
+# The text if it is a whole number, else nothing: then the default counts.
+whole() { case $1 in '' | *[!0-9]*) ;; *) printf '%s\n' "$1" ;; esac; }
 
 # The value of a variable in this shell's environment, or in that of the server.
 env_value() {
@@ -156,8 +159,8 @@ look_at_host() {
         esac
     fi
     cores_wanted=$(setting CORES)
-    connections=$(setting MAX_CONNECTIONS)
-    workers=$(setting MAX_WORKERS)
+    connections=$(whole "$(setting MAX_CONNECTIONS)")
+    workers=$(whole "$(setting MAX_WORKERS)")
     online=$(expand "$(line /sys/devices/system/cpu/online)")
     cores=
     [ -z "$server" ] || cores=$(expand "$(core_threads)")

@@ -314,6 +314,31 @@ fn a_running_server_is_found_with_its_settings() {
     assert_eq!(server.stop().status, 0);
 }
 
+/// Rows: a line of the TOML file; the connections that count.
+#[test]
+fn numbers_are_read_as_toml_has_them_and_never_stop_the_check() {
+    let default = Config::from_settings(&[]).unwrap().max_connections;
+    for (line, connections) in [
+        ("max_connections = 20_000 # many", 20_000),
+        ("max_connections = 20000", 20_000),
+        ("max_connections = \"2000\"", 2_000),
+        ("max_connections = \"many\"", default),
+        ("max_connections = 0x10", default),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        tuned_host(root);
+        write(root, "proc/4711/environ", &process_file(&["MILLRACE_CONFIG=m.toml"]));
+        write(root, "proc/4711/cwd/m.toml", &format!("cores = \"1-7\"\n{line}\n"));
+        let mut config = Config::from_settings(&[]).unwrap();
+        (config.max_connections, config.cores) = (connections, (1..8).collect());
+        let wanted = format!(" {} wanted", Limits::new(&config).files);
+        let (_, knobs) = check(Some(root), &[]);
+        assert!(knobs["open files"].1.contains(&wanted), "{line}: {knobs:?}");
+        assert!(knobs.contains_key("swap"), "{line}: the last one is looked at");
+    }
+}
+
 #[test]
 fn what_is_not_visible_is_said_and_is_no_lack() {
     let dir = tempfile::tempdir().unwrap();
