@@ -144,8 +144,20 @@ process_named() {
 # use them.
 # shellcheck disable=SC2034
 look_at_host() {
-    server=$(process_named millrace)
-    [ -z "${1-}" ] || server=/proc/$1
+    # Not `millrace top` or the like, which have no cores. Of several servers the first one's settings are judged, and
+    # the cores of all are kept free.
+    servers=
+    for comm in "$root"/proc/[0-9]*/comm; do
+        [ "$(line "${comm#"$root"}")" = millrace ] || continue
+        server=${comm#"$root"} server=${server%/comm}
+        [ -z "$(core_threads)" ] || servers="$servers$server "
+    done
+    server=${servers%% *}
+    [ -n "$server" ] || server=$(process_named millrace)
+    if [ -n "${1-}" ]; then
+        server=/proc/$1
+        servers=$server
+    fi
     config_file=$(flag_value config)
     [ -n "$config_file" ] || config_file=$(env_value MILLRACE_CONFIG)
     settings_from='this shell and the defaults'
@@ -163,7 +175,12 @@ look_at_host() {
     workers=$(whole "$(setting MAX_WORKERS)")
     online=$(expand "$(line /sys/devices/system/cpu/online)")
     cores=
-    [ -z "$server" ] || cores=$(expand "$(core_threads)")
+    judged=$server
+    for server in $servers; do
+        cores=$cores$(core_threads)
+    done
+    server=$judged
+    cores=$(expand "$cores")
     if [ -z "$cores" ]; then
         case ${cores_wanted:-all} in
         all) cores=$online ;;

@@ -296,6 +296,26 @@ fn the_settings_are_those_of_the_running_server() {
     }
 }
 
+/// Of several servers the cores of all count, and what only looks at them is none.
+#[test]
+fn the_cores_of_all_servers_are_kept_free() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path();
+    tuned_host(root);
+    write(root, "proc/12/comm", "millrace\n");
+    write(root, "proc/12/cmdline", &process_file(&["millrace", "top", "--cores=5"]));
+    for (pid, core) in [("4711", "2"), ("4811", "3")] {
+        write(root, &format!("proc/{pid}/comm"), "millrace\n");
+        write(root, &format!("proc/{pid}/task/1/comm"), &format!("millrace-core-{core}\n"));
+        let status = format!("Cpus_allowed_list:\t{core}\n");
+        write(root, &format!("proc/{pid}/task/1/status"), &status);
+    }
+    let (_, knobs) = check(Some(root), &[]);
+    assert_eq!(knobs["settings"].1, "CORES 2,3, of process 4711");
+    let (_, knobs) = read(&script("check.sh", Some(root), &[]).arg("4811").output().unwrap());
+    assert!(knobs["control core"].1.ends_with("beside CORES 3"), "{knobs:?}");
+}
+
 /// A real one, with a real TOML file.
 #[test]
 fn a_running_server_is_found_with_its_settings() {
