@@ -42,6 +42,6 @@ EXPOSE 8080 9090
 STOPSIGNAL SIGTERM
 # It asks /healthz of MILLRACE_ADMIN_LISTEN, as there is no shell and no curl here. Not /readyz: a server whose store is down
 # holds payloads and is not to be killed for that.
-HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
+HEALTHCHECK --interval=10s --timeout=6s --start-period=60s --retries=3 \
     CMD ["/usr/local/bin/millrace", "health"]
 ENTRYPOINT ["/usr/local/bin/millrace"]

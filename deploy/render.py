@@ -41,7 +41,7 @@ VARIANTS = {
         "serviceAccount": {"annotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/x"}},
         "volume": {"size": "1Ti", "storageClass": "local-nvme"},
         "preStopSeconds": 15,
-        "terminationGracePeriodSeconds": 120,
+        "drainTimeoutSeconds": 95,
         "seccompProfile": "",
         "service": {"type": "LoadBalancer", "port": 8080, "annotations": {"a": "b"}},
         "serviceMonitor": {"enabled": True, "interval": "5s", "labels": {"release": "prometheus"}},
@@ -49,6 +49,7 @@ VARIANTS = {
         "nodeSelector": {"pool": "ingest"},
         "tolerations": [{"key": "ingest", "operator": "Exists"}],
     },
+    "no wait": {"preStopSeconds": 0},
 }
 
 # What the chart's own schema must refuse.
@@ -57,6 +58,7 @@ REFUSED = [
     {"cpus": "500m"},
     {"replicas": 0},
     {"memory": "lots"},
+    {"drainTimeoutSeconds": "25s"},
     {"volume": {"size": "10GB"}},
     {"servicemonitor": {"enabled": True}},
 ]

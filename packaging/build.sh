@@ -41,7 +41,7 @@ version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 architecture=$(uname -m)
 
 if [ -z "$binary" ]; then
-    cargo build --locked --profile dist
+    cargo build --locked --profile dist --features top
     binary=target/dist/millrace
 fi
 [ -x "$binary" ] || die "$binary is no binary"

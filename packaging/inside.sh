@@ -48,11 +48,12 @@ id millrace >/dev/null || die 'there is no user millrace'
 [ "$(dpkg-query -W -f '${Conffiles}' millrace | grep -c .)" = 1 ] || die 'there should be one conffile'
 unit=/usr/lib/systemd/system/millrace.service
 grep -q '^ExecStart=/usr/bin/millrace$' $unit || die 'the unit runs another binary'
-grep -q '^ExecStartPre=/usr/bin/millrace check$' $unit || die 'the unit checks with another binary'
+grep -q '^ExecStartPre=/usr/bin/millrace check --starting$' $unit || die 'the unit checks with another binary'
 [ -z "$(find /etc/systemd -name 'millrace*')" ] || die 'the unit is enabled'
 millrace --version >/dev/null
 dpkg -L millrace | while read -r file; do [ -e "$file" ] || [[ $file == */man/* || $file == */doc/* ]] || die "$file is missing"; done
 dpkg -L millrace | grep -q '/man1/millrace.1' || die 'there is no man page'
+millrace top --help >/dev/null || die 'the binary has no top'
 bash -n /usr/share/bash-completion/completions/millrace
 sh /usr/share/millrace/tuning/check.sh >/tmp/log || [ $? = 1 ] || die 'tuning/check.sh'
 
@@ -85,11 +86,33 @@ package -i /root/two.deb </dev/null
 grep -q '# ours' $config || die 'the settings are gone'
 serve
 
+step 'upgrade, with the settings removed'
+mv $config /root/kept.toml
+package -i /root/two.deb </dev/null
+[ ! -e $config ] || die 'the settings are there again'
+mv /root/kept.toml $config
+
 step 'purge, with payloads'
 package -P millrace
 grep -q "$state holds payloads and stays" /tmp/log || die 'nothing is said about the payloads'
 [ ! -e $config ] || die 'the settings are still there'
 [ -n "$(ls $state/data)" ] || die 'what was stored is gone'
+
+step 'purge, with a file system of its own'
+package -i /root/one.deb
+install -d $state/spool
+mv $state/data /root/data
+if mount -t tmpfs none $state/spool 2>/dev/null; then
+    mkdir $state/spool/lost+found $state/spool/empty
+    package -P millrace
+    [ -d $state/spool/lost+found ] || die 'what belongs to a file system is gone'
+    umount $state/spool
+else
+    echo 'NOT TESTED: nothing can be mounted here'
+    package -P millrace
+    install -d $state
+fi
+mv /root/data $state/data
 
 step 'purge, without payloads'
 package -i /root/one.deb

@@ -110,6 +110,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, cla
             let options = CheckOptions {
                 put: flag(PUT),
                 running: flag(RUNNING),
+                starting: flag(STARTING),
                 json: flag(JSON),
                 deny_warnings: flag(DENY_WARNINGS),
             };
@@ -209,6 +210,7 @@ const CONFIG: &str = "CONFIG";
 /// The id of `--put`; no setting has this name, nor those of the next ones.
 const PUT: &str = "PUT";
 const RUNNING: &str = "RUNNING";
+const STARTING: &str = "STARTING";
 const JSON: &str = "JSON";
 const DENY_WARNINGS: &str = "DENY_WARNINGS";
 /// The ids of `health`'s arguments.
@@ -330,6 +332,14 @@ fn check_command() -> clap::Command {
             "running",
             "Check beside the running server: ports and spool that it holds are its own",
         ))
+        .arg(
+            switch(
+                STARTING,
+                "starting",
+                "Check just before a start: warn of ports and a spool that it will wait for",
+            )
+            .conflicts_with(RUNNING),
+        )
         .arg(switch(JSON, "json", "Print the findings as JSON"))
         .arg(switch(DENY_WARNINGS, "deny-warnings", "Exit 1 if there are warnings"))
 }
@@ -586,6 +596,10 @@ mod tests {
                     ..CheckOptions::default()
                 }),
             ),
+            (
+                "millrace check --starting",
+                Command::Check(CheckOptions { starting: true, ..CheckOptions::default() }),
+            ),
             ("millrace health", Command::Health { url: None, ready: false }),
             (
                 "millrace health --ready http://x/",
@@ -752,7 +766,7 @@ mod tests {
             ("tap", &["[URL]", "--rate"], ADMIN.to_vec()),
             ("spool bench", &["[DIR]"], vec!["SPOOL_DIR", "CORES"]),
             ("serve", &[], vec![]),
-            ("check", &["--put", "--running", "--json", "--deny-warnings"], vec![]),
+            ("check", &["--put", "--running", "--starting", "--json", "--deny-warnings"], vec![]),
             ("health", &["[URL]", "--ready"], vec!["ADMIN_LISTEN"]),
             ("debug", &["bundle"], vec![]),
             (

@@ -41,7 +41,7 @@ use arc_swap::ArcSwap;
 use prometheus_client::collector::Collector;
 use socket2::{Domain, Socket, Type};
 
-use crate::config::{Config, ListenAddress};
+use crate::config::{Ack, Config, ListenAddress};
 use crate::control::reload::Reloader;
 use crate::control::signals::Signals;
 use crate::core::{self, ControlSide, Setup};
@@ -206,6 +206,7 @@ async fn start(
         dead_letters: dead_letters.clone(),
         orphans: spools.as_ref().map(|(_, orphans)| orphans.clone()),
         store_grace: config.ready_store_grace,
+        acks_on_disk: config.spool.is_some() && config.ack == Ack::Spooled,
         epoch,
         stopping: stopping.clone(),
         store_trouble: reach::watch(prepared.unreached, cells),

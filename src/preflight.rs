@@ -37,6 +37,8 @@ pub enum Mode {
     Start,
     /// Nothing is changed on the host.
     Check,
+    /// The same just before a start, which waits for what a server that is ending still holds.
+    Starting,
     /// The same beside a running server: what it holds is its own.
     Running,
 }

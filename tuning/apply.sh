@@ -16,7 +16,8 @@ set -u
 export LC_ALL=C
 
 root=${CHECK_ROOT-}
-saved=$root/var/lib/millrace-tuning/saved
+# Gone with the next start of the host, as what is applied is.
+saved=$root/run/millrace-tuning/saved
 systemctl=${SYSTEMCTL-systemctl}
 here=$(dirname "$0")
 failed=0
@@ -84,17 +85,23 @@ if [ "$mode" = undo ]; then
         echo 'nothing was applied'
         exit 0
     fi
-    # The last first.
+    # The last first. What is refused stays saved, in the order in which it was.
     sed -n '1!G;h;$p' "$saved" | {
-        refused=0
+        refused=
         while IFS='	' read -r what value; do
             if [ "$what" = service ]; then
-                "$systemctl" start "$value"
+                "$systemctl" start "$value" </dev/null
+            elif ! [ -e "$root$what" ]; then
+                printf '%s: gone, so nothing to undo\n' "$what"
+                continue
             else
                 write "$what" "$value"
-            fi && printf '%s: %s\n' "$what" "$value" || refused=1
+            fi && printf '%s: %s\n' "$what" "$value" && continue
+            refused="$what	$value
+$refused"
         done
-        exit "$refused"
+        printf '%s' "$refused" >"$saved.new" && mv "$saved.new" "$saved"
+        [ -z "$refused" ]
     } && rm -f "$saved"
     exit
 fi
@@ -163,7 +170,7 @@ banned=
 if [ -n "$balance" ] && [ -n "$(without "$cores" "$(expand "$banned")")" ]; then
     if [ "$mode" = show ]; then
         echo 'would stop irqbalance'
-    elif remember service irqbalance && "$systemctl" stop irqbalance; then
+    elif remember service irqbalance && "$systemctl" stop irqbalance </dev/null; then
         echo 'irqbalance: stopped'
     else
         complain 'irqbalance could not be stopped'

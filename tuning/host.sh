@@ -66,8 +66,11 @@ unmask() {
 # The value of a flat key of a TOML file: a string, a number, or a list of numbers as 1,2,3.
 toml_value() {
     sed -n "s/^[[:space:]]*$2[[:space:]]*=[[:space:]]*//p" "$1" 2>/dev/null | sed -n 1p |
-        sed "s/^\"\([^\"]*\)\".*/\1/; t; s/^'\([^']*\)'.*/\1/; t; s/#.*//; s/[][[:space:]]//g; s/,\$//"
+        sed "s/^\"\([^\"]*\)\".*/\1/; t; s/^'\([^']*\)'.*/\1/; t; s/#.*//; s/[][[:space:]_]//g; s/,\$//"
 }
+
+# The text if it is a whole number, else nothing: then the default counts.
+whole() { case $1 in '' | *[!0-9]*) ;; *) printf '%s\n' "$1" ;; esac; }
 
 # The value of a variable in this shell's environment, or in that of the server.
 env_value() {
@@ -141,8 +144,20 @@ process_named() {
 # use them.
 # shellcheck disable=SC2034
 look_at_host() {
-    server=$(process_named millrace)
-    [ -z "${1-}" ] || server=/proc/$1
+    # Not `millrace top` or the like, which have no cores. Of several servers the first one's settings are judged, and
+    # the cores of all are kept free.
+    servers=
+    for comm in "$root"/proc/[0-9]*/comm; do
+        [ "$(line "${comm#"$root"}")" = millrace ] || continue
+        server=${comm#"$root"} server=${server%/comm}
+        [ -z "$(core_threads)" ] || servers="$servers$server "
+    done
+    server=${servers%% *}
+    [ -n "$server" ] || server=$(process_named millrace)
+    if [ -n "${1-}" ]; then
+        server=/proc/$1
+        servers=$server
+    fi
     config_file=$(flag_value config)
     [ -n "$config_file" ] || config_file=$(env_value MILLRACE_CONFIG)
     settings_from='this shell and the defaults'
@@ -156,11 +171,16 @@ look_at_host() {
         esac
     fi
     cores_wanted=$(setting CORES)
-    connections=$(setting MAX_CONNECTIONS)
-    workers=$(setting MAX_WORKERS)
+    connections=$(whole "$(setting MAX_CONNECTIONS)")
+    workers=$(whole "$(setting MAX_WORKERS)")
     online=$(expand "$(line /sys/devices/system/cpu/online)")
     cores=
-    [ -z "$server" ] || cores=$(expand "$(core_threads)")
+    judged=$server
+    for server in $servers; do
+        cores=$cores$(core_threads)
+    done
+    server=$judged
+    cores=$(expand "$cores")
     if [ -z "$cores" ]; then
         case ${cores_wanted:-all} in
         all) cores=$online ;;

@@ -14,6 +14,8 @@ pub struct CheckOptions {
     pub put: bool,
     /// A server with these settings runs on this host.
     pub running: bool,
+    /// A start follows, which waits for what a server that is ending holds.
+    pub starting: bool,
     /// Report as JSON, see [`to_json`].
     pub json: bool,
     /// Exit 1 if there are warnings.
@@ -22,7 +24,11 @@ pub struct CheckOptions {
 
 impl CheckOptions {
     fn mode(self) -> Mode {
-        if self.running { Mode::Running } else { Mode::Check }
+        match () {
+            () if self.running => Mode::Running,
+            () if self.starting => Mode::Starting,
+            () => Mode::Check,
+        }
     }
 }
 

@@ -192,7 +192,7 @@ pub const SETTINGS: &[Setting] = &[
     row(FAILURES, "RETRY_FOR", "TIME", "5m",
         "How long an object is retried before it is dead-lettered. Only time in which other PUTs of its core succeed counts."),
     row(FAILURES, "READY_STORE_GRACE", "TIME", "30s",
-        "How long the store may fail before `/readyz` answers 503."),
+        "How long the store may fail before `/readyz` answers 503; with `ACK=spooled` it answers 200 and says so while the spool takes payloads."),
     row(FAILURES, "DEAD_LETTER_DIR", "DIR", "./dead-letter",
         "Directory for payloads that the store did not accept. `millrace dead-letter replay` uploads them again."),
     row(FAILURES, "DEAD_LETTER_MAX", "SIZE", "1GiB",

@@ -68,6 +68,8 @@ pub struct Admin {
     pub orphans: Option<Arc<Takeover>>,
     /// `READY_STORE_GRACE`.
     pub store_grace: Duration,
+    /// Whether the disk acknowledges what comes in (`ACK=spooled`), so that the store may be down.
+    pub acks_on_disk: bool,
     pub epoch: Instant,
     /// Set by control when the stop begins, because a stuck core does not report that it is
     /// draining.
@@ -92,7 +94,10 @@ impl Admin {
         if self.stopping.get() {
             reasons.push("the server is stopping".to_owned());
         }
-        reasons.extend(self.store_trouble.borrow().clone());
+        let spool = self.spool_troubles();
+        if !(self.acks_on_disk && spool.is_empty()) {
+            reasons.extend(self.store_troubles());
+        }
         for (cells, id) in self.cells.iter().zip(&self.core_ids) {
             let state = [
                 (CoreState::Starting, "is starting"),
@@ -104,23 +109,36 @@ impl Admin {
             if let Some((_, text)) = state.iter().find(|(state, _)| cells.is(*state)) {
                 reasons.push(format!("core {id} {text}"));
             }
-            let since = cells.store_failing_since.value();
-            let failing = rt::since(self.epoch).saturating_sub(Duration::from_millis(since));
-            if since != 0 && failing >= self.store_grace {
-                let failing = failing.as_secs();
-                reasons.push(format!("core {id}: the store has been failing for {failing} s"));
-            }
         }
-        for (cells, id) in self.cells.iter().zip(&self.core_ids) {
-            if let Some(reason) = crate::spool::not_ready(cells) {
-                reasons.push(format!("core {id}: {reason}"));
-            }
-        }
+        reasons.extend(spool);
         if self.dead_letters.is_failing() {
             let directory = self.dead_letters.directory().display();
             reasons.push(format!("the dead-letter directory {directory} is full or not writable"));
         }
         reasons
+    }
+
+    /// Why the store takes nothing. A spool that can take what comes in makes these remarks: all
+    /// servers share the store, and a balancer would lose them all at once.
+    fn store_troubles(&self) -> Vec<String> {
+        let mut troubles: Vec<String> = self.store_trouble.borrow().iter().cloned().collect();
+        for (cells, id) in self.cells.iter().zip(&self.core_ids) {
+            let since = cells.store_failing_since.value();
+            let failing = rt::since(self.epoch).saturating_sub(Duration::from_millis(since));
+            if since != 0 && failing >= self.store_grace {
+                let failing = failing.as_secs();
+                troubles.push(format!("core {id}: the store has been failing for {failing} s"));
+            }
+        }
+        troubles
+    }
+
+    /// Why spools cannot take what comes in; empty without spools.
+    fn spool_troubles(&self) -> Vec<String> {
+        let troubles = self.cells.iter().zip(&self.core_ids).filter_map(|(cells, id)| {
+            crate::spool::not_ready(cells).map(|reason| format!("core {id}: {reason}"))
+        });
+        troubles.collect()
     }
 
     /// The limits that clients have reached in the last second. Not a reason against traffic:
@@ -152,7 +170,13 @@ impl Admin {
     fn remarks(&self) -> String {
         let stale_tokens = self.stale_tokens().unwrap_or_default().to_owned();
         let certificates = self.certificates.as_ref().map(Certificates::remarks);
-        stale_tokens
+        let store = match self.acks_on_disk && self.spool_troubles().is_empty() {
+            true => self.store_troubles(),
+            false => Vec::new(),
+        };
+        let store: String = store.into_iter().map(|trouble| trouble + "\n").collect();
+        store
+            + &stale_tokens
             + &certificates.unwrap_or_default()
             + &self.full_queues()
             + &self.limits_reached()

@@ -143,7 +143,7 @@ fn look(dir: &Path, mode: Mode, make: impl Fn(&Path) -> io::Result<()>) -> io::R
             try_dir(dir)?;
             Ok(UsableDir { existing: dir.to_owned(), is_made: true })
         }
-        Mode::Check | Mode::Running => judge_access(dir),
+        Mode::Check | Mode::Starting | Mode::Running => judge_access(dir),
     }
 }
 

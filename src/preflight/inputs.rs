@@ -22,6 +22,11 @@ pub(super) fn addresses(config: &Config, mode: Mode) -> Vec<Finding> {
             Mode::Start => {
                 Finding::ok(name, format!("{address} is taken; the start retries for BIND_WAIT"))
             }
+            Mode::Starting => Finding::warn(
+                name,
+                format!("{address} is taken by another listener; the start retries for BIND_WAIT"),
+                format!("nothing, if a server is ending; else ss -ltnp 'sport = :{}'", address.port()),
+            ),
             Mode::Check => judge_bind(name, address, Err(error)),
             Mode::Running => {
                 let conflict = judge_bind(name, address, Err(error));
@@ -220,6 +225,14 @@ mod tests {
             assert_eq!(finding.level, Level::Fail);
             assert!(finding.detail.contains(&taken.to_string()), "{}", finding.detail);
             assert!(finding.remedy.unwrap().contains("ss -ltnp"));
+        }
+        // As each mode judges it: a start waits, and so the check before it must not refuse.
+        let settings = [("LISTEN", &*address.to_string()), ("ADMIN_LISTEN", "127.0.0.1:0")];
+        let config = Config::from_settings(&settings).unwrap();
+        for (mode, level) in
+            [(Mode::Start, Level::Ok), (Mode::Check, Level::Fail), (Mode::Starting, Level::Warn)]
+        {
+            assert_eq!(addresses(&config, mode)[0].level, level, "{mode:?}");
         }
         drop(listener);
         assert_eq!(judge_bind("LISTEN", address, try_bind(address, false)).level, Level::Ok);

@@ -130,6 +130,11 @@ pub(super) fn spool_lock(config: &Config, mode: Mode) -> Option<Finding> {
             Mode::Running => {
                 Finding::ok("spool lock", format!("{shown} is held by the running server"))
             }
+            Mode::Starting => Finding::warn(
+                "spool lock",
+                format!("{shown} is held by another process; the start waits for one that is ending"),
+                "nothing, if a server is ending; else give each process a NODE_ID of its own",
+            ),
             _ => Finding::fail(
                 "spool lock",
                 format!("{shown} is in use by another process"),
@@ -203,6 +208,7 @@ mod tests {
         let home = crate::spool::takeover::instances::Home::open(dir.path(), "n1", &[0]).unwrap();
         assert_eq!(level(Mode::Check), Some(Level::Fail));
         assert_eq!(level(Mode::Running), Some(Level::Ok));
+        assert_eq!(level(Mode::Starting), Some(Level::Warn));
         assert_eq!(level(Mode::Start), None);
         drop(home);
         assert_eq!(level(Mode::Check), None);

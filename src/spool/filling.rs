@@ -47,12 +47,14 @@ impl Spool {
     pub fn sample(&self, now: Instant) -> Option<Duration> {
         let options = &self.setup.options;
         // What `make_spare` counts beside segments: other generations of the process have left it.
-        let others = self.journal_bytes() + self.setup.takeover.bytes() / self.setup.cores as u64;
+        let orphans = self.setup.takeover.bytes() / self.setup.cores as u64;
         let segments = self.own.filled_bytes();
-        self.setup.cells.spool_filled_bytes.set(segments + others);
-        // Only whole segments are made.
-        let most = options.max.saturating_sub(others) / options.segment * options.segment;
-        let full_in = self.own.filling.look(now, segments + others, most.saturating_sub(segments));
+        let filled = segments + self.journal_bytes() + orphans;
+        self.setup.cells.spool_filled_bytes.set(filled);
+        // Only whole segments are made, and none in the journals' reserve.
+        let kept = self.journal_room() + orphans;
+        let most = options.max.saturating_sub(kept) / options.segment * options.segment;
+        let full_in = self.own.filling.look(now, filled, most.saturating_sub(segments));
         match self.setup.cells.spool_full.value() {
             0 => full_in,
             _ => Some(Duration::ZERO),

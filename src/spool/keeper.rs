@@ -152,7 +152,7 @@ impl Spool {
     /// What segments leave to journals: the reserve, or what this core's journals take if that is
     /// more. They are made when they are needed, however full the spool is. Those in directories of
     /// dead processes, which are to be emptied, have no reserve.
-    fn journal_room(&self) -> u64 {
+    pub(super) fn journal_room(&self) -> u64 {
         let own = self.own.dir().journal_bytes();
         self.journal_bytes() - own + own.max(self.setup.journal_reserve)
     }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use millrace::internals::config::{Config, SETTINGS};
+use millrace::internals::limits::Limits;
 use serde_json::Value;
 
 use crate::support::needs::{Need, allowed, skip};
@@ -55,6 +56,15 @@ fn object<'a>(objects: &'a [Value], kind: &str) -> &'a Value {
     object
 }
 
+/// The TOML file of the manifests: a block scalar, that is the lines that are indented further than
+/// its key.
+fn chart_settings() -> String {
+    let manifest = text("deploy/kubernetes/millrace.yaml");
+    let (_, rest) = manifest.split_once("  millrace.toml: |\n").unwrap();
+    let lines = rest.lines().map_while(|line| line.strip_prefix("    "));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
 #[test]
 fn a_pod_has_cpus_of_its_own_time_to_stop_and_a_profile() {
     let Some(output) = render(&["--json"]) else { return };
@@ -67,12 +77,28 @@ fn a_pod_has_cpus_of_its_own_time_to_stop_and_a_profile() {
     let resources = &container["resources"];
     assert_eq!(resources["requests"], resources["limits"]);
     assert!(resources["limits"]["cpu"].as_u64().is_some_and(|cpus| cpus > 0), "{resources}");
-    assert!(resources["limits"]["memory"].is_string());
+    let gib: u64 = resources["limits"]["memory"]
+        .as_str()
+        .and_then(|memory| memory.strip_suffix("Gi")?.parse().ok())
+        .unwrap();
+    let toml: toml::Table = chart_settings().parse().unwrap();
+    let settings: Vec<_> =
+        toml.iter().map(|(key, value)| (key.to_uppercase(), value.as_str().unwrap())).collect();
+    let settings: Vec<_> = settings.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+    let mut config = Config::from_settings(&settings).unwrap();
+    let cpus = resources["limits"]["cpu"].as_u64().unwrap();
+    config.cores = (0..cpus as usize).collect();
+    // What `check` says is needed, and a GiB for the page cache.
+    let needed = (Limits::new(&config).core_memory_bytes * cpus).div_ceil(1 << 30) + 1;
+    assert!(gib >= needed, "{gib} GiB for {cpus} cores, which need {needed}");
 
-    let drain = Config::from_settings(&[]).unwrap().drain_timeout.as_secs();
+    let env = container["env"].as_array().unwrap();
+    let drain = env.iter().find(|variable| variable["name"] == "MILLRACE_DRAIN_TIMEOUT").unwrap();
+    let drain: u64 = drain["value"].as_str().unwrap().strip_suffix('s').unwrap().parse().unwrap();
+    assert_eq!(drain, Config::from_settings(&[]).unwrap().drain_timeout.as_secs());
     let sleep = container["lifecycle"]["preStop"]["sleep"]["seconds"].as_u64().unwrap();
     let grace = pod["terminationGracePeriodSeconds"].as_u64().unwrap();
-    assert!(grace >= sleep + drain + 5, "{grace} s for {sleep} s and {drain} s");
+    assert_eq!(grace, sleep + drain + 10, "{grace} s for {sleep} s and {drain} s");
 
     assert_eq!(pod["enableServiceLinks"], false);
     assert_eq!(pod["securityContext"]["seccompProfile"]["type"], "Localhost");
@@ -88,7 +114,9 @@ fn a_pod_has_cpus_of_its_own_time_to_stop_and_a_profile() {
     let mounts = container["volumeMounts"].as_array().unwrap();
     assert!(mounts.iter().any(|m| m["name"] == *claim && m["mountPath"] == "/var/lib/millrace"));
     assert_eq!(set["persistentVolumeClaimRetentionPolicy"]["whenDeleted"], "Retain");
-    assert_eq!(object(&objects, "PodDisruptionBudget")["spec"]["maxUnavailable"], 1);
+    let budget = &object(&objects, "PodDisruptionBudget")["spec"];
+    assert_eq!(budget["maxUnavailable"], 1);
+    assert_eq!(budget["unhealthyPodEvictionPolicy"], "IfHealthyBudget");
     // The monitor finds the service that has the port.
     let monitor = &object(&objects, "ServiceMonitor")["spec"];
     let wanted = monitor["selector"]["matchLabels"].as_object().unwrap();
@@ -132,11 +160,7 @@ fn the_settings_of_package_and_chart_are_settings() {
         let key = key.trim_start_matches("# ");
         assert!(SETTINGS.iter().any(|s| s.name.eq_ignore_ascii_case(key)), "{key}");
     }
-    // A block scalar: the lines that are indented further than its key.
-    let manifest = text("deploy/kubernetes/millrace.yaml");
-    let (_, rest) = manifest.split_once("  millrace.toml: |\n").unwrap();
-    let lines = rest.lines().map_while(|line| line.strip_prefix("    "));
-    let toml = lines.collect::<Vec<_>>().join("\n");
+    let toml = chart_settings();
     assert!(toml.contains("store = \"s3://"), "{toml}");
     let said = check(&toml);
     assert!(said.contains("ACK=\"spooled\""), "{said}");

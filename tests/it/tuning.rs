@@ -296,6 +296,26 @@ fn the_settings_are_those_of_the_running_server() {
     }
 }
 
+/// Of several servers the cores of all count, and what only looks at them is none.
+#[test]
+fn the_cores_of_all_servers_are_kept_free() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path();
+    tuned_host(root);
+    write(root, "proc/12/comm", "millrace\n");
+    write(root, "proc/12/cmdline", &process_file(&["millrace", "top", "--cores=5"]));
+    for (pid, core) in [("4711", "2"), ("4811", "3")] {
+        write(root, &format!("proc/{pid}/comm"), "millrace\n");
+        write(root, &format!("proc/{pid}/task/1/comm"), &format!("millrace-core-{core}\n"));
+        let status = format!("Cpus_allowed_list:\t{core}\n");
+        write(root, &format!("proc/{pid}/task/1/status"), &status);
+    }
+    let (_, knobs) = check(Some(root), &[]);
+    assert_eq!(knobs["settings"].1, "CORES 2,3, of process 4711");
+    let (_, knobs) = read(&script("check.sh", Some(root), &[]).arg("4811").output().unwrap());
+    assert!(knobs["control core"].1.ends_with("beside CORES 3"), "{knobs:?}");
+}
+
 /// A real one, with a real TOML file.
 #[test]
 fn a_running_server_is_found_with_its_settings() {
@@ -312,6 +332,31 @@ fn a_running_server_is_found_with_its_settings() {
     let wanted = format!(" {} wanted", Limits::new(&config).files);
     assert!(knobs["open files"].1.contains(&wanted), "{knobs:?}");
     assert_eq!(server.stop().status, 0);
+}
+
+/// Rows: a line of the TOML file; the connections that count.
+#[test]
+fn numbers_are_read_as_toml_has_them_and_never_stop_the_check() {
+    let default = Config::from_settings(&[]).unwrap().max_connections;
+    for (line, connections) in [
+        ("max_connections = 20_000 # many", 20_000),
+        ("max_connections = 20000", 20_000),
+        ("max_connections = \"2000\"", 2_000),
+        ("max_connections = \"many\"", default),
+        ("max_connections = 0x10", default),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        tuned_host(root);
+        write(root, "proc/4711/environ", &process_file(&["MILLRACE_CONFIG=m.toml"]));
+        write(root, "proc/4711/cwd/m.toml", &format!("cores = \"1-7\"\n{line}\n"));
+        let mut config = Config::from_settings(&[]).unwrap();
+        (config.max_connections, config.cores) = (connections, (1..8).collect());
+        let wanted = format!(" {} wanted", Limits::new(&config).files);
+        let (_, knobs) = check(Some(root), &[]);
+        assert!(knobs["open files"].1.contains(&wanted), "{line}: {knobs:?}");
+        assert!(knobs.contains_key("swap"), "{line}: the last one is looked at");
+    }
 }
 
 #[test]
@@ -351,7 +396,7 @@ fn what_is_lacking_is_applied_after_a_look_and_undone() {
     }
     assert_eq!(said(&shown).lines().count(), mends.len(), "{}", said(&shown));
 
-    let saved = "var/lib/millrace-tuning/saved";
+    let saved = "run/millrace-tuning/saved";
     for _ in 0..2 {
         let applied = apply(root, &["--apply"], &[]);
         assert!(applied.status.success(), "{}", said(&applied));
@@ -411,8 +456,22 @@ fn what_the_kernel_refuses_is_said_and_not_saved() {
         said(&done)
     );
     assert_eq!(fs::read_to_string(root.join("proc/sys/net/core/somaxconn")).unwrap(), "65535\n");
-    let saved = fs::read_to_string(root.join("var/lib/millrace-tuning/saved")).unwrap();
+    let path = root.join("run/millrace-tuning/saved");
+    let saved = fs::read_to_string(&path).unwrap();
     assert_eq!(saved, "/proc/sys/net/core/somaxconn\t4096\n");
+
+    // Undone: what is gone is skipped, and only what is refused stays.
+    let refused = "/proc/irq/24/smp_affinity_list\t3\n";
+    let gone = "/proc/irq/99/smp_affinity_list\t3\n";
+    fs::write(&path, [gone, refused, &saved].concat()).unwrap();
+    let done = apply(root, &["--undo"], &[]);
+    assert_eq!(done.status.code(), Some(1), "{}", said(&done));
+    assert!(said(&done).contains("/proc/irq/99/smp_affinity_list: gone"), "{}", said(&done));
+    assert_eq!(fs::read_to_string(root.join("proc/sys/net/core/somaxconn")).unwrap(), "4096\n");
+    assert_eq!(fs::read_to_string(&path).unwrap(), refused);
+    fs::remove_file(root.join("proc/irq/24/smp_affinity_list")).unwrap();
+    assert!(apply(root, &["--undo"], &[]).status.success());
+    assert!(!path.exists());
 }
 
 #[test]
@@ -508,7 +567,10 @@ fn the_unit_gives_the_stop_its_time_and_leaves_a_bad_configuration_alone() {
 fn the_unit_waits_until_the_server_is_ready_and_checks_before() {
     let run = unit_value("ExecStart");
     assert_eq!(unit_value("Type"), "notify");
-    assert_eq!(unit_value("ExecStartPre"), format!("{run} check"));
+    assert_eq!(unit_value("ExecStartPre"), format!("{run} check --starting"));
+    let waits: u64 = unit_value("TimeoutStartSec").strip_suffix("min").unwrap().parse().unwrap();
+    assert!(Config::from_settings(&[("BIND_WAIT", "5min")]).is_ok(), "the most there is");
+    assert!(waits > 5 + 1, "{waits} min");
     assert_eq!(unit_value("ExecReload"), "/bin/kill -HUP $MAINPID");
     assert_eq!(unit_value("Environment"), "MILLRACE_CONFIG=/etc/millrace/millrace.toml");
     // Explained, and off.

@@ -92,6 +92,20 @@ fn with_a_spool_the_server_starts_without_its_store() {
     }
 }
 
+/// A spool that acknowledges needs no store: what it waits for is a remark.
+#[test]
+fn with_spooled_answers_the_server_is_ready_without_its_store() {
+    let (socket, addr) = silent_port();
+    let mut settings = settings(addr);
+    settings.extend([("ACK", "spooled".into()), ("READY_STORE_GRACE", "0ms".into())]);
+    let server = Server::start(&borrowed(&settings));
+    let said = server.wait_ready(200);
+    assert!(said.contains("cannot be used yet"), "{said}");
+    assert_eq!(server.post_payloads(&["\"early\""]).status, 200);
+    let s3 = S3Server::start_with(Options { socket: Some(socket), ..Options::default() });
+    catches_up(server, &s3);
+}
+
 #[test]
 fn without_a_spool_the_start_is_refused() {
     let (_socket, addr) = silent_port();

@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::Server;
+use crate::support::{Server, wait_for};
 
 /// Requests a second, from all clients together.
 const RATE: u32 = 500;
@@ -67,6 +67,57 @@ fn an_outage_of_the_store_fills_the_disk_and_not_memory() {
     assert_eq!(metrics.sum("millrace_payloads_stored_total"), accepted);
     let stopped = server.stop();
     assert_eq!(stopped.status, 0);
+}
+
+/// Rows: what 200 promises by default, `/readyz` during the outage.
+#[test]
+fn a_store_outage_takes_no_server_out_of_its_balancer_whose_spool_takes_payloads() {
+    let settings = [
+        ("READY_STORE_GRACE", "100ms"),
+        ("RETRY_BASE", "5ms"),
+        ("RETRY_MAX", "50ms"),
+        ("INGEST_HEALTH", "on"),
+        ("CORES", "0"),
+    ];
+    let spooled = [
+        ("SPOOL_DIR", "spool"),
+        ("ACK", "spooled"),
+        ("SPOOL_SEGMENT", "1MiB"),
+        ("SPOOL_MAX", "4MiB"),
+        ("MAX_LENGTH", "256KiB"),
+    ];
+    let queued = [("SPOOL_DIR", "spool"), ("ACK", "queued")];
+    for (more, ready) in [(&spooled[..], 200), (&queued, 503), (&[], 503)] {
+        let server = Server::start(&[&settings[..], more].concat());
+        server.wait_ready(200);
+        server.break_store();
+        assert_eq!(server.post_payloads(&["1"]).status, 200);
+        wait_for("the outage to be said", || {
+            server.admin("/readyz").body.contains("the store has been failing")
+        });
+        // Nor is it the first answer of the grace: the cores are told within 0.1 s.
+        std::thread::sleep(Duration::from_millis(300));
+        let said = server.admin("/readyz");
+        assert_eq!(said.status, ready, "{more:?}: {}", said.body);
+        assert_eq!(said.body.starts_with("ready\n"), ready == 200, "{}", said.body);
+        let mut client = server.connect();
+        client.send("GET /readyz HTTP/1.1\r\nhost: x\r\n\r\n");
+        assert_eq!(client.reply().status, ready, "{more:?} on LISTEN");
+        drop(client);
+        if ready == 200 {
+            let large = format!("\"{}\"", "f".repeat(200_000));
+            let full = (0..40).find(|_| server.post_payloads(&[&large]).status == 503);
+            assert!(full.is_some(), "the spool fills");
+            let reasons = server.wait_ready(503);
+            for reason in ["SPOOL_MAX is used up", "the store has been failing"] {
+                assert_eq!(reasons.matches(reason).count(), 1, "{reasons}");
+            }
+        }
+        server.mend_store();
+        assert!(!server.wait_ready(200).contains("failing"));
+        server.wait_idle();
+        assert_eq!(server.stop().status, 0);
+    }
 }
 
 /// One client's share of the rate; answers that were 200, and others.
