@@ -510,8 +510,7 @@ fn traces_of_batches_and_of_crashed_servers_are_kept() {
     let server = Server::start(&[&spool[..], &[("FAULTS", "transient=1")]].concat());
     post(&server, 7, "millrace-ack: spooled\r\n");
     let left = server.kill();
-    let server =
-        Server::start_in(left.dir.clone(), &[&spool[..], &[("FAULTS", "object=1")]].concat());
+    let server = Server::start_in(left.dir, &[&spool[..], &[("FAULTS", "object=1")]].concat());
     wait_for("the dead letter of a crashed server's payload", || server.dead_letters().len() == 1);
     assert_eq!(server.dead_letters()[0].0["traceparents"], serde_json::json!([trace(7)]));
 }
