@@ -25,7 +25,10 @@ pub(super) fn addresses(config: &Config, mode: Mode) -> Vec<Finding> {
             Mode::Starting => Finding::warn(
                 name,
                 format!("{address} is taken by another listener; the start retries for BIND_WAIT"),
-                format!("nothing, if a server is ending; else ss -ltnp 'sport = :{}'", address.port()),
+                format!(
+                    "nothing, if a server is ending; else ss -ltnp 'sport = :{}'",
+                    address.port()
+                ),
             ),
             Mode::Check => judge_bind(name, address, Err(error)),
             Mode::Running => {

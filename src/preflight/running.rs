@@ -132,7 +132,9 @@ pub(super) fn spool_lock(config: &Config, mode: Mode) -> Option<Finding> {
             }
             Mode::Starting => Finding::warn(
                 "spool lock",
-                format!("{shown} is held by another process; the start waits for one that is ending"),
+                format!(
+                    "{shown} is held by another process; the start waits for one that is ending"
+                ),
                 "nothing, if a server is ending; else give each process a NODE_ID of its own",
             ),
             _ => Finding::fail(
