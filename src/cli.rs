@@ -444,12 +444,20 @@ fn dead_letter_command() -> clap::Command {
     let only = Reads::Only(DEAD_LETTERS);
     let error = || {
         let help = "Only those whose error has this text in it, in any case: AccessDenied";
-        Arg::new(ERROR).long("error").value_name("TEXT").help(help)
+        let not_blank = |text: &str| match text.trim() {
+            "" => Err("a blank text is in every error".to_owned()),
+            _ => Ok(text.to_owned()),
+        };
+        Arg::new(ERROR).long("error").value_name("TEXT").value_parser(not_blank).help(help)
     };
+    let time = |text: &str| humantime::parse_duration(text).map_err(|error| error.to_string());
     let older = || {
         let help = "Only those abandoned at least this long ago: 90m, 7d";
-        let parse = |text: &str| humantime::parse_duration(text).map_err(|error| error.to_string());
-        Arg::new(OLDER).long("older").value_name("TIME").value_parser(parse).help(help)
+        Arg::new(OLDER).long("older").value_name("TIME").value_parser(time).help(help)
+    };
+    let some_time = move |text: &str| match time(text)? {
+        Duration::ZERO => Err("every dead letter is at least that old".to_owned()),
+        time => Ok(time),
     };
     let keys = |help: &'static str| {
         Arg::new(KEYS).value_name("KEY").action(ArgAction::Append).num_args(1..).help(help)
@@ -473,7 +481,7 @@ fn dead_letter_command() -> clap::Command {
             command("rm", remove, only)
                 .arg(keys("Key of a dead letter, as ls shows it"))
                 .arg(error())
-                .arg(older())
+                .arg(older().value_parser(some_time))
                 .arg(all)
                 .group(chosen.multiple(true).required(true)),
         )
@@ -729,6 +737,28 @@ mod tests {
         }
         for line in ["millrace --help", "millrace --version", "millrace check --help"] {
             assert_eq!(invoke(line).unwrap_err().exit_code(), 0, "{line}");
+        }
+    }
+
+    /// What fits every dead letter chooses none, and an unset variable of a shell is such.
+    #[test]
+    fn a_choice_of_dead_letters_that_fits_all_of_them_is_refused() {
+        for (arguments, refused_for) in [
+            (&["--error", ""][..], &["ls", "replay", "rm"][..]),
+            (&["--error="], &["ls", "replay", "rm"]),
+            (&["--error", " \t "], &["ls", "replay", "rm"]),
+            (&["--error", "", "--older", "7d"], &["ls", "replay", "rm"]),
+            (&["--older", "0s"], &["rm"]),
+            (&["--older", "0s", "--error", "SlowDown"], &["rm"]),
+            (&["--error", "SlowDown"], &[]),
+            (&["--older", "1s"], &[]),
+        ] {
+            for command in ["ls", "replay", "rm"] {
+                let start = ["millrace", "dead-letter", command];
+                let parsed = parse(start.iter().chain(arguments).map(OsString::from));
+                let refused = parsed.map_or_else(|error| error.exit_code() == 2, |_| false);
+                assert_eq!(refused, refused_for.contains(&command), "{command} {arguments:?}");
+            }
         }
     }
 

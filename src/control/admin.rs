@@ -15,7 +15,10 @@ use crate::rt::{Timer, sleep};
 use bytes::Bytes;
 use futures_lite::{AsyncRead, AsyncWrite, AsyncWriteExt as _, FutureExt};
 use futures_rustls::TlsAcceptor;
-use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, VARY, WWW_AUTHENTICATE};
+use http::header::{
+    ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue, VARY, WWW_AUTHENTICATE,
+    X_CONTENT_TYPE_OPTIONS,
+};
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body as _;
 use http_body_util::{Either, Full};
@@ -263,7 +266,11 @@ impl Admin {
             }
             "/logs" => {
                 let lines = crate::log::recent_lines();
-                text(StatusCode::OK, String::from_utf8_lossy(&lines).into_owned())
+                let lines = String::from_utf8_lossy(&lines).into_owned();
+                let mut response = text(StatusCode::OK, lines);
+                let not_kept = HeaderValue::from_static("no-store");
+                response.headers_mut().insert(CACHE_CONTROL, not_kept);
+                response
             }
             _ => {
                 let pages = "/, /metrics, /healthz, /readyz, /peers, /settings, /logs or /tap\n";
@@ -278,6 +285,9 @@ fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
     *response.status_mut() = status;
     let kind = HeaderValue::from_static("text/plain; charset=utf-8");
     response.headers_mut().insert(CONTENT_TYPE, kind);
+    // A log line or a label may hold what a client sent.
+    let as_said = HeaderValue::from_static("nosniff");
+    response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, as_said);
     response
 }
 

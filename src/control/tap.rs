@@ -247,9 +247,24 @@ fn line_of(core: usize, sample: &TapSample, is_secret: mask::IsSecret<'_>) -> St
     let mut line = head.to_string();
     line.pop();
     match payload {
-        Some(payload) => line += &format!(",\"payload\":{payload}}}\n"),
-        None => line += &format!(",\"cut\":{}}}\n", json!(masked)),
+        Some(payload) => line += &format!(",\"payload\":{payload}}}"),
+        None => line += &format!(",\"cut\":{}}}", json!(masked)),
     }
+    one_line(&line)
+}
+
+/// Valid JSON as one line that does nothing to a terminal: raw line ends in it are between its parts,
+/// and other control characters within its strings.
+fn one_line(json: &str) -> String {
+    let mut line = String::with_capacity(json.len() + 1);
+    for c in json.chars() {
+        match c {
+            '\r' | '\n' => {}
+            '\u{7f}'..='\u{9f}' => line += &format!("\\u{:04x}", u32::from(c)),
+            c => line.push(c),
+        }
+    }
+    line.push('\n');
     line
 }
 
@@ -377,6 +392,25 @@ mod tests {
         for text in [line("\"\n\"", 3), line("1", 1), cut] {
             assert!(text.ends_with('\n') && text.lines().count() == 1, "{text:?}");
             serde_json::from_str::<serde_json::Value>(&text).expect(&text);
+        }
+    }
+
+    #[test]
+    fn no_payload_ends_its_line_or_reaches_the_terminal() {
+        for (payload, shown) in [
+            ("[1,\n{\"tap\":\r\n{\"dropped\":9}}\n]\r", r#"[1,{"tap":{"dropped":9}}]"#),
+            ("\"a\u{9b}2J\u{7f}\u{a0}\u{fc}\"", "\"a\\u009b2J\\u007f\u{a0}\u{fc}\""),
+            (r#""a\n\u001b""#, r#""a\n\u001b""#),
+        ] {
+            let text = line(payload, payload.len());
+            assert!(text.ends_with(&format!(",\"payload\":{shown}}}\n")), "{text:?}");
+            let cut = line(payload, payload.len() + 1);
+            for text in [text, cut] {
+                assert_eq!(text.lines().count(), 1, "{text:?}");
+                let is_harmless = |c: char| c == '\n' || !c.is_control();
+                assert!(text.chars().all(is_harmless), "{text:?}");
+                serde_json::from_str::<serde_json::Value>(&text).expect(&text);
+            }
         }
     }
 

@@ -206,7 +206,8 @@ impl Screen {
 
     fn draw_charts(&self, frame: &mut Frame<'_>, area: Rect, now: Instant) {
         type Pick = fn(&Shown) -> Option<f64>;
-        let charts: [(&str, Pick, fn(Option<f64>) -> String); 4] = [
+        type Chart = (&'static str, Pick, fn(Option<f64>) -> String);
+        let charts: [Chart; 4] = [
             ("accepted/s", |of| of.accepted, count),
             ("request p99", |of| of.latency.p99, seconds),
             ("unfinished", |of| of.levels.unfinished, count),
