@@ -5,7 +5,6 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -40,7 +39,7 @@ impl Top {
         let mut top = command(dir.path(), &["top", url, "--every", "200ms"], settings);
         top.env("TERM", "xterm-256color").stdin(Stdio::from(open())).stdout(Stdio::from(open()));
         let child = top.stderr(Stdio::from(open())).process_group(0).spawn().unwrap();
-        let ours = File::from(OwnedFd::from(ours));
+        let ours = File::from(ours);
         let (sender, drawn) = channel();
         let mut reader = ours.try_clone().unwrap();
         std::thread::spawn(move || {
