@@ -103,6 +103,7 @@ fn with_spooled_answers_the_server_is_ready_without_its_store() {
     assert!(said.contains("cannot be used yet"), "{said}");
     assert_eq!(server.post_payloads(&["\"early\""]).status, 200);
     let s3 = S3Server::start_with(Options { socket: Some(socket), ..Options::default() });
+    server.wait_logged("can be used now");
     catches_up(server, &s3);
 }
 
