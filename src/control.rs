@@ -61,7 +61,7 @@ use crate::preflight;
 use crate::spool::takeover::instances::Home;
 use crate::tls::SharedTls;
 use access::{AdminAccess, SharedAdminToken};
-use admin::{Admin, Pages};
+use admin::{Admin, Pages, StoreReadiness};
 use certificates::{CertificateCollector, CertificateFiles, Certificates};
 use events::{ControlEvent, Events};
 use facts::FactsCollector;
@@ -205,11 +205,13 @@ async fn start(
         certificates: certificates.clone(),
         dead_letters: dead_letters.clone(),
         orphans: spools.as_ref().map(|(_, orphans)| orphans.clone()),
-        store_grace: config.ready_store_grace,
-        acks_on_disk: config.spool.is_some() && config.ack == Ack::Spooled,
+        store: StoreReadiness {
+            grace: config.ready_store_grace,
+            acks_on_disk: config.spool.is_some() && config.ack == Ack::Spooled,
+            trouble: reach::watch(prepared.unreached, cells),
+        },
         epoch,
         stopping: stopping.clone(),
-        store_trouble: reach::watch(prepared.unreached, cells),
         pages: Pages {
             peers: peers::PeersPage {
                 boards: config.cores.iter().map(|id| (*id, Arc::default())).collect(),

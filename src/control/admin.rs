@@ -69,18 +69,23 @@ pub struct Admin {
     pub dead_letters: DeadLetters,
     /// The orphaned spools of crashed processes, if there is a spool.
     pub orphans: Option<Arc<Takeover>>,
-    /// `READY_STORE_GRACE`.
-    pub store_grace: Duration,
-    /// Whether the disk acknowledges what comes in (`ACK=spooled`), so that the store may be down.
-    pub acks_on_disk: bool,
+    pub store: StoreReadiness,
     pub epoch: Instant,
     /// Set by control when the stop begins, because a stuck core does not report that it is
     /// draining.
     pub stopping: Rc<Cell<bool>>,
+    pub pages: Pages,
+}
+
+/// What a store that fails means for readiness.
+pub struct StoreReadiness {
+    /// `READY_STORE_GRACE`.
+    pub grace: Duration,
+    /// Whether the disk acknowledges what comes in (`ACK=spooled`), so that the store may be down.
+    pub acks_on_disk: bool,
     /// Why the store cannot be used yet: set if the start did not wait for it, and cleared once it
     /// answers.
-    pub store_trouble: Rc<RefCell<Option<String>>>,
-    pub pages: Pages,
+    pub trouble: Rc<RefCell<Option<String>>>,
 }
 
 /// What is not for everybody.
@@ -98,7 +103,7 @@ impl Admin {
             reasons.push("the server is stopping".to_owned());
         }
         let spool = self.spool_troubles();
-        if !(self.acks_on_disk && spool.is_empty()) {
+        if !(self.store.acks_on_disk && spool.is_empty()) {
             reasons.extend(self.store_troubles());
         }
         for (cells, id) in self.cells.iter().zip(&self.core_ids) {
@@ -124,11 +129,11 @@ impl Admin {
     /// Why the store takes nothing. A spool that can take what comes in makes these remarks: all
     /// servers share the store, and a balancer would lose them all at once.
     fn store_troubles(&self) -> Vec<String> {
-        let mut troubles: Vec<String> = self.store_trouble.borrow().iter().cloned().collect();
+        let mut troubles: Vec<String> = self.store.trouble.borrow().iter().cloned().collect();
         for (cells, id) in self.cells.iter().zip(&self.core_ids) {
             let since = cells.store_failing_since.value();
             let failing = rt::since(self.epoch).saturating_sub(Duration::from_millis(since));
-            if since != 0 && failing >= self.store_grace {
+            if since != 0 && failing >= self.store.grace {
                 let failing = failing.as_secs();
                 troubles.push(format!("core {id}: the store has been failing for {failing} s"));
             }
@@ -173,7 +178,7 @@ impl Admin {
     fn remarks(&self) -> String {
         let stale_tokens = self.stale_tokens().unwrap_or_default().to_owned();
         let certificates = self.certificates.as_ref().map(Certificates::remarks);
-        let store = match self.acks_on_disk && self.spool_troubles().is_empty() {
+        let store = match self.store.acks_on_disk && self.spool_troubles().is_empty() {
             true => self.store_troubles(),
             false => Vec::new(),
         };
