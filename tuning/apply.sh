@@ -8,7 +8,8 @@
 #   tuning/apply.sh --undo      writes those back, the last first, and forgets them
 #
 # What is written lasts until the next start of the host. CORES etc. come from the running millrace or from this
-# shell's environment, as with check.sh; without a CPU beside CORES interrupts and packets stay where they are.
+# shell's environment, as with check.sh; without a CPU beside CORES, or with
+# CONNECTION_PLACEMENT=cpu, interrupts and packets stay where they are.
 # Exit status: 0, or 1 when something could not be written, or 2 for a wrong argument or without root.
 #
 # CHECK_ROOT names a directory to work in instead of /, for tests; SYSTEMCTL the command that stops and starts irqbalance.
@@ -158,6 +159,10 @@ for nic in $nics; do
     fi
 done
 
+if [ "$(setting CONNECTION_PLACEMENT)" = cpu ]; then
+    echo 'CONNECTION_PLACEMENT=cpu: interrupts and packets belong on CORES, and stay where they are'
+    exit "$failed"
+fi
 if [ -z "$spare" ]; then
     echo 'CORES takes all CPUs: interrupts and packets stay where they are'
     exit "$failed"

@@ -127,8 +127,18 @@ done
 # Every CPU's, and those of CORES.
 seen=$(count "$(interrupts_on "$online")")
 stray=$(interrupts_on "$cores")
+placement=$(setting CONNECTION_PLACEMENT)
+silent=
+for core in $cores; do
+    [ -n "$(interrupts_on "$core")" ] || silent="$silent$core "
+done
 if [ "$seen" -eq 0 ]; then
     unseen interrupts
+elif [ "$placement" = cpu ] && [ -z "$silent" ]; then
+    ok interrupts 'on each of CORES, for CONNECTION_PLACEMENT=cpu'
+elif [ "$placement" = cpu ]; then
+    lacks interrupts "none on CPU ${silent% }, which so gets no connections (CONNECTION_PLACEMENT=cpu)" \
+        "give each of CORES that of a receive queue: echo CPU >/proc/irq/N/smp_affinity_list; or CONNECTION_PLACEMENT=hash"
 elif [ -z "$stray" ]; then
     ok interrupts "none of $seen on CORES"
 elif [ -z "$spare" ]; then
@@ -147,6 +157,9 @@ if [ -z "$online" ]; then
     unseen irqbalance
 elif [ -z "$balance" ]; then
     ok irqbalance 'not running'
+elif [ "$placement" = cpu ]; then
+    lacks irqbalance 'running: it moves interrupts to other CPUs, and new connections with them' \
+        'systemctl disable --now irqbalance'
 elif [ -z "$(without "$cores" "$(expand "$banned")")" ]; then
     ok irqbalance 'keeps off CORES (IRQBALANCE_BANNED_CPULIST)'
 else
@@ -156,6 +169,7 @@ fi
 
 # One receive queue, and so one interrupt, for each CPU that handles them.
 handlers=${spare:-$cores}
+[ "$placement" != cpu ] || handlers=$cores
 few='' rps_bad='' xps_bad='' queues='' unmapped=0
 for nic in $nics; do
     received=0 sent=0 mapped=0
@@ -164,7 +178,7 @@ for nic in $nics; do
         rx-*)
             received=$((received + 1))
             on_cores=$(common "$(unmask "$(line "${queue#"$root"}/rps_cpus")")" "$cores")
-            [ -z "$on_cores" ] || [ -z "$spare" ] || rps_bad="$rps_bad$nic/queues/${queue##*/}/rps_cpus "
+            [ -z "$on_cores" ] || [ -z "$spare" ] || [ "$placement" = cpu ] || rps_bad="$rps_bad$nic/queues/${queue##*/}/rps_cpus "
             ;;
         tx-*)
             sent=$((sent + 1))
@@ -188,7 +202,9 @@ else
         lacks 'nic queues' "${queues%; }, and $(count "$handlers") CPUs to handle them" \
             "ethtool -L ${few%% *} combined $(count "$handlers"); ethtool -l ${few%% *} shows the most it has"
     fi
-    if [ -z "$rps_bad" ]; then
+    if [ "$placement" = cpu ]; then
+        ok rps 'packets belong on CORES, for CONNECTION_PLACEMENT=cpu'
+    elif [ -z "$rps_bad" ]; then
         ok rps 'hands no packets to CORES'
     else
         lacks rps "hands packets to CORES: ${rps_bad% }" \

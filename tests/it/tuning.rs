@@ -250,6 +250,40 @@ fn the_queues_of_a_card_are_judged_by_the_cpus_that_handle_them() {
     }
 }
 
+/// With `CONNECTION_PLACEMENT=cpu` a connection is served where its packets are handled.
+#[test]
+fn packets_belong_on_the_cores_where_they_place_connections() {
+    for (handlers, steering, lacking) in [
+        (&["1", "2", "3"][..], "00\n", &[][..]),
+        (&["1-3", "1-3", "1-3"], "0e\n", &[]),
+        (&["1", "2", "2"], "0e\n", &["interrupts"]),
+        (&["0", "0", "0"], "00\n", &["interrupts"]),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        tuned_host(root);
+        let words = ["MILLRACE_CORES=1-3", "MILLRACE_CONNECTION_PLACEMENT=cpu"];
+        write(root, "proc/4711/environ", &process_file(&words));
+        for (nth, cpus) in handlers.iter().enumerate() {
+            let irq = format!("proc/irq/{}", 24 + nth);
+            write(root, &format!("{irq}/smp_affinity_list"), &format!("{cpus}\n"));
+            write(root, &format!("{irq}/eth0/unused"), "");
+            let queue = format!("sys/class/net/eth0/queues/rx-{nth}");
+            write(root, &format!("{queue}/rps_cpus"), steering);
+        }
+        let (_, knobs) = check(Some(root), &[]);
+        let found: Vec<_> = ["interrupts", "irqbalance", "nic queues", "rps"]
+            .into_iter()
+            .filter(|knob| knobs[*knob].0 == "lacks")
+            .collect();
+        assert_eq!(found, lacking, "{handlers:?}: {knobs:?}");
+        let before = files(root);
+        let applied = apply(root, &["--apply"], &[]);
+        assert!(said(&applied).contains("belong on CORES"), "{}", said(&applied));
+        assert_eq!(files(root), before);
+    }
+}
+
 /// Wherever the server has `CORES` from, in the server's own order.
 #[test]
 fn the_settings_are_those_of_the_running_server() {
