@@ -509,7 +509,7 @@ fn the_unit_waits_until_the_server_is_ready_and_checks_before() {
     let run = unit_value("ExecStart");
     assert_eq!(unit_value("Type"), "notify");
     assert_eq!(unit_value("ExecStartPre"), format!("{run} check"));
-    assert_eq!(unit_value("ExecReload"), "/bin/kill -HUP $MAINPID");
+    assert_eq!(unit_value("ExecReload"), "/bin/sh -c 'kill -HUP $MAINPID'");
     assert_eq!(unit_value("Environment"), "MILLRACE_CONFIG=/etc/millrace/millrace.toml");
     // Explained, and off.
     assert!(text("millrace.service").contains("\n#WatchdogSec="));
