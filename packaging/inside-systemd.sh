@@ -79,7 +79,7 @@ if [ "$(systemctl --version | awk 'NR == 1 { print $2 }')" -ge 253 ]; then
     printf '[Service]\nType=notify-reload\nExecReload=\n' >/etc/systemd/system/millrace.service.d/reload.conf
     systemctl daemon-reload
     systemctl restart millrace
-    for level in warn info warn info; do
+    for level in debug info debug info; do
         sed -i "s/^log = .*/log = \"millrace=$level\"/" /etc/millrace/millrace.toml
         timeout 10 systemctl reload millrace || die 'the reload does not end'
     done
