@@ -605,7 +605,7 @@ fn the_unit_waits_until_the_server_is_ready_and_checks_before() {
     let waits: u64 = unit_value("TimeoutStartSec").strip_suffix("min").unwrap().parse().unwrap();
     assert!(Config::from_settings(&[("BIND_WAIT", "5min")]).is_ok(), "the most there is");
     assert!(waits > 5 + 1, "{waits} min");
-    assert_eq!(unit_value("ExecReload"), "/bin/kill -HUP $MAINPID");
+    assert_eq!(unit_value("ExecReload"), "/bin/sh -c 'kill -HUP $MAINPID'");
     assert_eq!(unit_value("Environment"), "MILLRACE_CONFIG=/etc/millrace/millrace.toml");
     // Explained, and off.
     assert!(text("millrace.service").contains("\n#WatchdogSec="));
