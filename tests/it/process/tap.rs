@@ -74,11 +74,11 @@ fn samples_are_shown_to_whoever_may_see_them_and_secrets_are_masked() {
     let mut watcher = Watcher::open(&server, "?rate=100", &bearer);
     assert_eq!(watcher.next(), json!({ "tap": { "rate": 100, "sent": 0, "dropped": 0 } }));
     let payload = json!({
-        "id": 7, "note": "plain", "password": "hidden-1", "auth": { "Api-Key": ["hidden-2"] },
+        "id": 7, "note": "plain", "password": "hidden-1", "more": { "Api-Key": ["hidden-2"] },
         "sent_with": CLIENT_TOKEN, "admin": ADMIN_TOKEN, "header": "Bearer hidden-3",
     });
     let expected = json!({
-        "id": 7, "note": "plain", "password": "***", "auth": { "Api-Key": "***" },
+        "id": 7, "note": "plain", "password": "***", "more": { "Api-Key": "***" },
         "sent_with": "***", "admin": "***", "header": "Bearer ***",
     });
     // On every way into the queue.

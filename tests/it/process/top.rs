@@ -122,9 +122,10 @@ fn it_shows_a_server_and_gives_the_terminal_back() {
             top.wait("Paused");
             top.press("p");
             top.wait("Live");
+            top.press("\t");
+            // All of it is drawn anew then.
             resize(&top.theirs, 60, 20);
             signal(&top.child, "WINCH");
-            top.press("\t");
             top.wait("Core");
         }
         match end {
