@@ -125,7 +125,6 @@ fn it_shows_a_server_and_gives_the_terminal_back() {
             top.press("\t");
             // All of it is drawn anew then.
             resize(&top.theirs, 60, 20);
-            signal(&top.child, "WINCH");
             top.wait("Core");
         }
         match end {
@@ -151,7 +150,6 @@ fn a_server_that_is_gone_is_seen() {
     top.wait("STALE");
     // The reason may have taken the place of another one, of which only what differs is drawn.
     resize(&top.theirs, 90, 28);
-    signal(&top.child, "WINCH");
     top.wait("refused");
     top.press("q");
     top.ended(Some(0));
