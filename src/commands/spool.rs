@@ -1,5 +1,5 @@
 //! `millrace spool …`: lists, verifies, replays or exports orphaned spools on this host's disk, or
-//! measures the disk ([`bench`]).
+//! measures the disk ([`mod@bench`]).
 //!
 //! Everything but a measurement blocks: nothing else runs in this process. The directory of a running server is only
 //! listed. A running server takes over orphaned spools by itself.
