@@ -290,7 +290,7 @@ impl Reads {
 fn command_line() -> clap::Command {
     clap::Command::new(env!("CARGO_PKG_NAME"))
         .version(env!("CARGO_PKG_VERSION"))
-        .about("Receives POSTs of JSON collections and writes every payload to Amazon S3")
+        .about("Takes POSTs of JSON and writes every payload to S3, or to a directory")
         .after_help(SETTINGS_HELP)
         .disable_help_subcommand(true)
         .arg(

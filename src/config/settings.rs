@@ -194,7 +194,7 @@ pub const SETTINGS: &[Setting] = &[
     row(FAILURES, "READY_STORE_GRACE", "TIME", "30s",
         "How long the store may fail before `/readyz` answers 503; with `ACK=spooled` it answers 200 and says so while the spool takes payloads."),
     row(FAILURES, "DEAD_LETTER_DIR", "DIR", "./dead-letter",
-        "Directory for payloads that the store did not accept. `millrace dead-letter replay` uploads them again."),
+        "Directory for payloads that the store did not accept, and without a spool for those that a stop leaves. `millrace dead-letter replay` uploads them."),
     row(FAILURES, "DEAD_LETTER_MAX", "SIZE", "1GiB",
         "Maximum total size of the dead-letter directory. Payloads beyond it are counted as lost."),
 
@@ -275,7 +275,7 @@ pub const SETTINGS: &[Setting] = &[
         "Sends `If-None-Match: *` with every PUT, so that an existing object is kept and counts as stored. The store must support the header."),
 
     row(RUNNING, "DRAIN_TIMEOUT", "TIME", "25s",
-        "Maximum time from SIGTERM, SIGINT or SIGQUIT to exit, 1s to 1h. Shortly before its end, whatever is not stored goes to the dead letters."),
+        "Maximum time from SIGTERM, SIGINT or SIGQUIT to exit, 1s to 1h. Shortly before its end, whatever is not stored goes to the spool, or without one to the dead letters."),
     row(RUNNING, "LOG", "FILTER", "info",
         "Log filter: a level (`error`, `warn`, `info`, `debug`, `trace`, `off`) or directives such as `info,millrace::upload=debug`. SIGHUP reads a new one from the TOML file."),
     row(RUNNING, "LOG_FORMAT", "KIND", "text",
