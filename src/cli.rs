@@ -443,7 +443,7 @@ fn dead_letter_command() -> clap::Command {
         .help("Also those recorded for a store other than STORE");
     let only = Reads::Only(DEAD_LETTERS);
     let error = || {
-        let help = "Only those whose error has this text in it, in any case: AccessDenied";
+        let help = "Only those whose error contains this text, in any case: AccessDenied";
         let not_blank = |text: &str| match text.trim() {
             "" => Err("a blank text is in every error".to_owned()),
             _ => Ok(text.to_owned()),
@@ -467,7 +467,7 @@ fn dead_letter_command() -> clap::Command {
         switch(ALL, "all", "Remove every dead letter").conflicts_with_all([KEYS, ERROR, OLDER]);
     let chosen = clap::ArgGroup::new("chosen").args([KEYS, ERROR, OLDER, ALL]);
     let replay = "Upload dead letters again under their recorded keys; exit 1 if some are left";
-    let remove = "Remove dead letters with their payloads: those that fit all that is given";
+    let remove = "Remove the dead letters that match all that is given, with their payloads";
     group("dead-letter", "List, show, remove or upload payloads that the store did not accept")
         .subcommand(
             command("ls", "List dead letters, oldest first", only).arg(error()).arg(older()),

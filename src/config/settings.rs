@@ -156,7 +156,7 @@ pub const SETTINGS: &[Setting] = &[
     row(CLIENTS, "IDLE_TIMEOUT", "TIME", "75s",
         "How long a keep-alive connection may be idle between requests. One that has not begun its first request is closed after HEADER_TIMEOUT."),
     row(CLIENTS, "BODY", "KIND", "collection",
-        "What an object is that a client posts: `collection`, its field `data` holds the payloads, or `object`, it is one payload. Arrays are payloads either way, and content types that name a form (NDJSON, CloudEvents) come first."),
+        "How a posted JSON object is read: `collection`, its field `data` holds the payloads, or `object`, it is one payload. Elements of arrays are payloads either way, and content types that name a form (NDJSON, CloudEvents) come first."),
     row(CLIENTS, "TOKENS_FILE", "FILE", "",
         "File of up to a million accepted tokens, one line each: `TOKEN` or `sha256=HEX`, then `;name=NAME`, `;rate=1000/s`, `;bytes=5MiB/s` as wanted. Requests without one of them get 401. Read at start, on SIGHUP and when it changes. Not set: no token is asked for."),
     row(CLIENTS, "TOKEN_IN_BODY", "SWITCH", "on",
