@@ -596,9 +596,14 @@ fn open_direct(path: &Path) -> io::Result<(OwnedFd, FileId)> {
     Ok((file.into(), identity))
 }
 
+/// Removes a file unless it is gone. Its space is free then although it may be open: batches in the
+/// journal name a finished segment until the journal is renewed.
 fn remove_if_there(path: &Path) -> io::Result<()> {
+    let file = fs::OpenOptions::new().write(true).open(path).ok();
     match remove(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        removed => removed,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        removed => removed?,
     }
+    // After the name, so that nobody ever finds an empty file.
+    file.map_or(Ok(()), |file| file.set_len(0))
 }

@@ -241,6 +241,39 @@ fn journals_have_room_in_a_spool_that_payloads_have_filled() {
     });
 }
 
+/// Its batch is named by the journal, and keeps it open.
+#[test]
+fn a_removed_segment_takes_no_space_although_it_is_open() {
+    run(async {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(dir.path(), "n", &[0]).unwrap();
+        let rig = Rig::new(&home, &Arc::default(), "n", SMALL).await;
+        // 16 groups fill a segment, and two are kept when they are finished.
+        rig.numbers(0..100).await;
+        let jobs = rig.pops(100).await;
+        let intent = rig.intend("of six segments", &jobs).await;
+        drop(jobs);
+        rig.spool.complete_batch(intent);
+        let own = rig.spool.own.dir().clone();
+        rig.spool.flush(&own).await.unwrap();
+        until("they are finished", || rig.spool.own.segments().len() <= 1).await;
+        assert_eq!(own.batches(), 1);
+        let mut open = Vec::new();
+        for entry in fs::read_dir("/proc/self/fd").unwrap() {
+            // One that was closed meanwhile has no target.
+            let path = entry.unwrap().path();
+            let Ok(target) = fs::read_link(&path) else { continue };
+            if target.starts_with(home.core_dir(0))
+                && target.to_string_lossy().ends_with(" (deleted)")
+            {
+                open.push(fs::metadata(&path).unwrap().len());
+            }
+        }
+        assert!(open.len() >= 3, "{open:?}");
+        assert!(open.iter().all(|bytes| *bytes == 0), "{open:?}");
+    });
+}
+
 #[test]
 fn a_completed_batch_in_doubt_stays_done_when_the_journal_is_renewed() {
     run(async {
