@@ -26,6 +26,15 @@ pub use purge::{return_free_memory, return_no_memory_while_allocating};
 /// here still copies up to as much.
 pub const MAPPED_LEAST: usize = 2 << 20;
 
+/// From now on the process has pages of the usual size only. mimalloc asks for huge ones, and more
+/// than half of a busy server's resident memory was then zeros around what is in use: the kernel
+/// fills up again what was [returned](return_free_memory). They save no CPU time here, and a page
+/// fault that clears 2 MiB is a long turn of a core.
+pub fn use_no_huge_pages() {
+    // A kernel without them refuses it.
+    let _never_there = rustix::thread::disable_transparent_huge_pages(true);
+}
+
 /// Alignment of any mapping.
 const PAGE_BYTES: usize = 4 << 10;
 

@@ -439,7 +439,9 @@ impl Supervisor {
                 Some(ControlEvent::Stop) if forced => {}
                 Some(ControlEvent::Stop) => {
                     forced = true;
-                    tracing::warn!("second signal: everything unstored is dead-lettered now");
+                    tracing::warn!(
+                        "second signal: what is unstored goes to the spool or the dead letters now"
+                    );
                     self.command_all();
                 }
                 Some(ControlEvent::CoreChanged) => clean &= !self.shut_dead_cores(),

@@ -22,6 +22,8 @@ const STACK_BYTES: usize = 8 << 20;
 /// `RLIMIT_STACK`, and 64 KiB would not be enough.
 pub fn main() -> ExitCode {
     crate::log::hook_panics();
+    // Before there is memory that could become one.
+    crate::alloc::use_no_huge_pages();
     let main = std::thread::Builder::new().name("millrace-control".to_owned());
     let ended = match main.stack_size(STACK_BYTES).spawn(start) {
         Ok(main) => main.join(),

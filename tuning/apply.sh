@@ -1,6 +1,6 @@
 #!/bin/sh
 # Gives this host what check.sh finds lacking, as far as a running kernel can be given it: kernel settings, interrupts,
-# packet steering, governor, clock source, huge pages, irqbalance. Not what needs another kernel command line, another
+# packet steering, governor, clock source, irqbalance. Not what needs another kernel command line, another
 # card setting (ethtool -L) or other settings of millrace: check.sh names those.
 #
 #   tuning/apply.sh             shows what it would write, and writes nothing
@@ -131,11 +131,6 @@ tsc | arch_sys_counter | kvm-clock | hyperv_clocksource_tsc_page) ;;
     *' tsc '*) give "$clocks/current_clocksource" tsc ;;
     esac
     ;;
-esac
-
-defrag=/sys/kernel/mm/transparent_hugepage/defrag
-case $(line "$defrag") in
-*'[always]'*) give "$defrag" madvise always ;;
 esac
 
 # The queue that CPU number $1 of $2 in a row sends to, of $3 queues.

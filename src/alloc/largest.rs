@@ -4,7 +4,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 /// What lists of many connections may ask for at once. mimalloc puts larger pieces into pages of 4 MiB
-/// for each size, and the system may back those by huge pages, of which most is never used.
+/// for each size, of which what was once used stays resident.
 pub const PIECE_BYTES_MAX: usize = 84 << 10;
 
 thread_local! {

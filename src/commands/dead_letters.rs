@@ -78,8 +78,8 @@ pub fn list(config: &Config, filter: &LetterFilter) -> Result<Exit, String> {
             }
         }
     }
-    // Keys begin with their time by default.
-    letters.sort_by(|a, b| a.key.cmp(&b.key));
+    // By default keys begin with the payload's own time.
+    letters.sort_by(|a, b| (a.unix_seconds, &a.key).cmp(&(b.unix_seconds, &b.key)));
     let bytes: u64 = letters.iter().map(|letter| letter.bytes).sum();
     print(|out| {
         letters.iter().try_for_each(|letter| writeln!(out, "{}", line(letter)))?;
@@ -120,13 +120,13 @@ fn open_bundle(dead: &DeadLetters, stem: &str) -> Option<BundleReader> {
 }
 
 /// Prints what is known of each dead letter with one of these keys, as JSON, or with `payload` its
-/// object's bytes and nothing else. Exit 1 if one of `keys` has none.
+/// object's bytes and nothing else. Exit 1 if one of `keys` has none, or its payload cannot be read.
 ///
 /// # Errors
 /// The directory cannot be read, or standard output cannot be written.
 pub fn show(config: &Config, keys: &[String], payload: bool) -> Result<Exit, String> {
     let filter = LetterFilter { keys: keys.to_vec(), ..LetterFilter::default() };
-    let mut shown = LettersShown { out: out::data(), keys: Vec::new() };
+    let mut shown = LettersShown { out: out::data(), keys: Vec::new(), unread: false };
     if let Some(dead) = open_letters(config)? {
         let Listing { letters, bundles, broken } =
             dead.list().map_err(|error| error.to_string())?;
@@ -146,18 +146,20 @@ pub fn show(config: &Config, keys: &[String], payload: bool) -> Result<Exit, Str
         }
         report_broken(&broken);
     }
-    let LettersShown { mut out, keys: found } = shown;
+    let LettersShown { mut out, keys: found, unread } = shown;
     out.flush().map_err(|error| out::unwritable(&error))?;
     let missing = keys.iter().filter(|key| !found.contains(key));
     let missing =
         missing.inspect(|key| complain(format_args!("{key}: no dead letter has this key")));
-    Ok(if missing.count() == 0 { Exit::Clean } else { Exit::Unstored })
+    Ok(if missing.count() == 0 && !unread { Exit::Clean } else { Exit::Unstored })
 }
 
 /// What `show` has shown.
 struct LettersShown<W> {
     out: W,
     keys: Vec<String>,
+    /// A payload could not be read.
+    unread: bool,
 }
 
 impl<W: io::Write> LettersShown<W> {
@@ -167,6 +169,8 @@ impl<W: io::Write> LettersShown<W> {
         letter: &DeadLetter,
         object: Option<io::Result<Vec<u8>>>,
     ) -> Result<(), String> {
+        // Also of one that cannot be read: it is there.
+        self.keys.push(letter.key.clone());
         let written = match object {
             None => {
                 let text = serde_json::to_string_pretty(letter);
@@ -175,10 +179,10 @@ impl<W: io::Write> LettersShown<W> {
             Some(Ok(bytes)) => self.out.write_all(&bytes),
             Some(Err(error)) => {
                 complain(format_args!("{}: its payload cannot be read: {error}", letter.key));
+                self.unread = true;
                 return Ok(());
             }
         };
-        self.keys.push(letter.key.clone());
         written.map_err(|error| out::unwritable(&error))
     }
 }

@@ -1,10 +1,8 @@
 //! Wake-ups at a time, for tasks that wait long and in large numbers: each connection has one.
 //!
 //! A timer of glommio costs two allocations and an entry in a hash table, which doubles as it grows.
-//! mimalloc puts pieces of more than 84 KiB into pages of 4 MiB, and the system backs those by huge
-//! pages, so with 10,000 connections such a table of 0.4 MB took up to 4 MB. Here all wake-ups of an
-//! executor are in one ordered map, which grows in steps, and one task, the keeper, has a timer of
-//! glommio for the first of them.
+//! Here all wake-ups of an executor are in one ordered map, which grows in steps, and one task, the
+//! keeper, has a timer of glommio for the first of them.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;

@@ -121,9 +121,8 @@ fn tuned_host(root: &Path) {
     let clocks = "sys/devices/system/clocksource/clocksource0";
     write(root, &format!("{clocks}/current_clocksource"), "tsc\n");
     write(root, &format!("{clocks}/available_clocksource"), "tsc hpet acpi_pm\n");
-    let pages = "sys/kernel/mm/transparent_hugepage";
-    write(root, &format!("{pages}/enabled"), "always [madvise] never\n");
-    write(root, &format!("{pages}/defrag"), "always defer defer+madvise [madvise] never\n");
+    let pages = "sys/kernel/mm/transparent_hugepage/enabled";
+    write(root, pages, "always [madvise] never\n");
     let flaws = "sys/devices/system/cpu/vulnerabilities";
     write(root, &format!("{flaws}/meltdown"), "Not affected\n");
     write(root, &format!("{flaws}/spectre_v1"), "Mitigation: usercopy barriers\n");
@@ -151,7 +150,6 @@ const WORSE: &[(&str, &str, &str, bool)] = &[
         "clock source",
         true,
     ),
-    ("sys/kernel/mm/transparent_hugepage/defrag", "[always] defer never\n", "huge pages", true),
     ("sys/devices/system/cpu/vulnerabilities/meltdown", "Vulnerable\n", "mitigations", false),
     ("proc/4711/limits", "Max open files  1  1000  files\n", "open files", false),
 ];
@@ -437,16 +435,13 @@ fn what_is_lacking_is_applied_after_a_look_and_undone() {
         let mut now = files(root);
         // Twice over, what was saved first stays.
         assert_eq!(now.remove(saved).unwrap().iter().filter(|b| **b == b'\n').count(), mends.len());
-        assert_eq!(now["sys/kernel/mm/transparent_hugepage/defrag"], b"madvise\n");
         assert_eq!(now["sys/class/net/eth0/queues/rx-1/rps_cpus"], b"1\n");
         let (status, knobs) = check(Some(root), &[]);
         assert_eq!(status, 0, "{knobs:?}");
     }
     let undone = apply(root, &["--undo"], &[]);
     assert!(undone.status.success(), "{}", said(&undone));
-    let mut expected = before;
-    expected.insert("sys/kernel/mm/transparent_hugepage/defrag".into(), b"always\n".to_vec());
-    assert_eq!(files(root), expected);
+    assert_eq!(files(root), before);
     let nothing = apply(root, &["--undo"], &[]);
     assert!(nothing.status.success() && said(&nothing).contains("nothing was applied"));
 }

@@ -38,6 +38,18 @@ fn refuses(prefix: &[&str], dir: &std::path::Path, needles: &[&str]) {
     assert!(one, "{prefix:?}: {needles:?} in one line of\n{text}");
 }
 
+/// mimalloc asks for huge pages, and the kernel would fill up what was returned to it.
+#[test]
+fn the_server_has_no_huge_pages_whatever_the_host_says() {
+    let server = Server::start(&[("STORE", "null:")]);
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+    let Some(line) = status.lines().find(|line| line.starts_with("THP_enabled:")) else {
+        // A kernel without them.
+        return;
+    };
+    assert_eq!(line, "THP_enabled:\t0");
+}
+
 #[test]
 fn every_resource_limit_is_served_with_or_refused_by_name() {
     if !allowed(&["prlimit", "--core=0", "true"]) {

@@ -385,6 +385,40 @@ fn show_gives_what_is_known_or_the_payload_of_either_kind() {
 }
 
 #[test]
+fn a_payload_that_cannot_be_read_is_said_once() {
+    let server = with_letters(1, &[]);
+    let dir = server.dir();
+    assert_eq!(server.stop().status, 0);
+    let letters = dead_letters(&dir.path().join("dead-letter"));
+    let key = letters[0].0["key"].as_str().unwrap();
+    let directory = dir.path().join("dead-letter");
+    let name = files(&directory).into_keys().find(|name| name.ends_with(".payload")).unwrap();
+    std::fs::remove_file(directory.join(&name)).unwrap();
+    std::fs::create_dir(directory.join(&name)).unwrap();
+    let (status, said) = letter_command(dir.path(), &["show", "--payload", key]);
+    assert_eq!((status, said.lines().count()), (Some(1), 1), "{said}");
+    assert!(said.contains("its payload cannot be read"), "{said}");
+}
+
+/// Keys of this `KEY` say nothing of the time.
+#[test]
+fn the_oldest_is_listed_first() {
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    for name in ["z", "a"] {
+        let key = format!("{name}/{{unix_nanos}}-{{node}}-{{core}}-{{seq}}.json");
+        let server = Server::start_in(dir.clone(), &[("KEY", &key), ("FAULTS", "poison=object")]);
+        assert_eq!(server.post(collection(&[poison(0)])).status, 200);
+        server.wait_idle();
+        assert_eq!(server.stop().status, 0);
+        // Letters know whole seconds.
+        std::thread::sleep(std::time::Duration::from_millis(1100));
+    }
+    let (_, said) = letter_command(dir.path(), &["ls"]);
+    let names: Vec<usize> = ["  z/", "  a/"].map(|name| said.find(name).unwrap()).to_vec();
+    assert!(names.is_sorted(), "{said}");
+}
+
+#[test]
 fn filters_choose_what_is_listed_replayed_and_removed() {
     let (dir, keys) = of_both_kinds();
     let list = |args: &[&str]| {
