@@ -54,9 +54,9 @@ forget() {
     sed '$d' "$saved" >"$saved.new" && mv "$saved.new" "$saved"
 }
 
-# FILE VALUE [CURRENT]: gives the file this value, unless it has it. CURRENT is what it has, if its text shows more.
+# FILE VALUE: gives the file this value, unless it has it.
 give() {
-    old=${3-$(line "$1")}
+    old=$(line "$1")
     [ -n "$old" ] || return 0
     [ "$old" != "$2" ] || return 0
     if [ "$mode" = show ]; then
