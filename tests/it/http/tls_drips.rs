@@ -113,7 +113,15 @@ impl Slow {
 
 /// A server, and how to connect to it if it has TLS.
 fn start(tls: bool, header_timeout: &str) -> (Server, Option<Arc<ClientConfig>>) {
-    let mut settings = vec![("HEADER_TIMEOUT", header_timeout), ("IDLE_TIMEOUT", "1m")];
+    start_with(tls, header_timeout, "1m")
+}
+
+fn start_with(
+    tls: bool,
+    header_timeout: &str,
+    idle_timeout: &str,
+) -> (Server, Option<Arc<ClientConfig>>) {
+    let mut settings = vec![("HEADER_TIMEOUT", header_timeout), ("IDLE_TIMEOUT", idle_timeout)];
     if !tls {
         return (Server::start(&settings), None);
     }
@@ -205,6 +213,27 @@ fn new_keys_that_drip_begin_no_head() {
             }
         }
     });
+    server.wait_idle();
+}
+
+#[test]
+fn new_keys_that_drip_keep_no_connection_open() {
+    let (server, config) = start_with(true, "10s", "1s");
+    let mut client = Slow::connect(&server, config.as_ref());
+    client.post(&request(PAYLOAD, ""));
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let wire = client.new_keys();
+        let (start, rest) = wire.split_at(7);
+        let mut sends = |part: &[u8]| {
+            std::thread::sleep(Duration::from_millis(50));
+            client.try_send(part)
+        };
+        if !sends(start) || !sends(rest) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "it is still open");
+    }
     server.wait_idle();
 }
 
