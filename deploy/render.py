@@ -34,6 +34,7 @@ VARIANTS = {
         "imagePullSecrets": [{"name": "registry"}],
         "cpus": 15,
         "memory": "24Gi",
+        "cluster": "eu-1",
         "config": 'store = "null:"\ncores = "all"\n',
         "env": [{"name": "AWS_REGION", "value": "eu-central-1"}],
         "envSecret": "millrace-env",
@@ -60,14 +61,15 @@ REFUSED = [
     {"memory": "lots"},
     {"drainTimeoutSeconds": "25s"},
     {"volume": {"size": "10GB"}},
+    {"cluster": "eu.1"},
     {"servicemonitor": {"enabled": True}},
 ]
 
 
-def render(values):
+def render(values, namespace=NAMESPACE):
     """The rendered files by name, those without an object left out."""
     with helm_python.Chart.load(str(CHART)) as chart:
-        files = chart.render(values, name="millrace", namespace=NAMESPACE)
+        files = chart.render(values, name="millrace", namespace=namespace)
     return {Path(name).name: text for name, text in sorted(files.items()) if text.strip() and name.endswith(".yaml")}
 
 
@@ -125,6 +127,15 @@ def check():
             except helm_python.HelmError:
                 continue
         problems.append(f"values.schema.json takes {values}")
+    # The longest NODE_ID that the server takes, and one character more.
+    room = 64 - len(".millrace-999")
+    render({}, namespace="n" * room)
+    for values, namespace in ({}, "n" * (room + 1)), ({"cluster": "c"}, "n" * (room - 1)):
+        try:
+            render(values, namespace)
+        except helm_python.HelmError:
+            continue
+        problems.append(f"a NODE_ID of 65 characters is rendered: {values}, {namespace}")
     lint = helm_python.lint(str(CHART))
     problems.extend(f"lint: {error}" for error in lint["errors"])
     print(f"valid for Kubernetes {' and '.join(versions)}")

@@ -165,13 +165,13 @@ async fn start(
     let directory = &config.dead_letter_dir;
     let dead_letters = DeadLetters::open(directory, config.dead_letter_max)
         .map_err(|error| format!("DEAD_LETTER_DIR {}: {error}", directory.display()))?;
-    let spools = spools::open(&config).await?;
+    let spools = spools::open(&config, &manager).await?;
     let prepared = prepare_store(&config, config.spool.is_some()).await?;
     report.add(prepared.finding);
     let store = prepared.seed;
     let events = Events::new(signals).map_err(|error| format!("signal handlers: {error}"))?;
 
-    let bind = bind::BindRetry::new(config.bind_wait);
+    let bind = bind::BindRetry::new(config.bind_wait, manager.clone());
     let cores = config.cores.len();
     let mut listeners: Vec<Vec<Socket>> = (0..cores).map(|_| Vec::new()).collect();
     for ListenAddress { address, only_v6, .. } in &config.listen {

@@ -7,8 +7,9 @@
 #                                              who alone may read those
 #   tuning/check.sh PID                        for this one of several
 #   MILLRACE_CORES=1-7 MILLRACE_MAX_WORKERS=64 tuning/check.sh
-#                                              while none runs: those two and MILLRACE_MAX_CONNECTIONS count here; as
-#                                              with the server, CORES etc. are read where the prefixed name is not there
+#                                              while none runs: those two, MILLRACE_MAX_CONNECTIONS, MILLRACE_LISTEN and
+#                                              the spool's count here; as with the server, CORES etc. are read where the
+#                                              prefixed name is not there
 #
 # CHECK_ROOT names a directory to look in instead of /, for tests.
 set -u
@@ -86,8 +87,9 @@ check_sysctl net.core.somaxconn at-least 65535
 check_sysctl net.ipv4.tcp_slow_start_after_idle is 0
 check_sysctl net.ipv4.tcp_tw_reuse is 1
 
-# As src/limits.rs adds them up: per core connections, two files a worker and 64; 128 for the process.
-files=$((cores_count * (${connections:-16384} + 2 * ${workers:-32} + 64) + 128))
+# As src/limits.rs adds them up: per core connections, two files a worker, 64, three for each further address, and those
+# of the spool; 128 for the process.
+files=$((cores_count * (${connections:-16384} + 2 * ${workers:-32} + 64 + 3 * (addresses - 1) + spool_files) + 128))
 check_limit 'open files' "$(hard_limit 'Max open files')" "$files" \
     "LimitNOFILE=$files (unit), --ulimit nofile=$files (docker run); above fs.nr_open raise that first"
 

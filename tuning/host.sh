@@ -4,6 +4,7 @@
 # `root` is set before: a directory to look in instead of /, empty on a real host. After `look_at_host`:
 #   server                      the directory below /proc of the running millrace, or nothing
 #   cores_wanted, connections, workers   its settings; nothing where the default is in effect
+#   addresses, spool_files      how many addresses it listens on; how many files the spool of a core may have open
 #   settings_from               where they were found
 #   online, cores, spare        lists of CPUs: all, those of CORES, and the others
 #   nics                        network interfaces with hardware behind them that are up
@@ -103,8 +104,33 @@ setting() {
     printf '%s\n' "$found"
 }
 
-# The CPUs of the threads that are the server's cores, which it has whatever its settings say today. Their helpers have
-# the same name, which the kernel cuts after 15 characters, but run elsewhere.
+# Bytes of a size such as 64MiB or 1.5 GB; nothing if it is none: then the default counts.
+bytes() {
+    printf '%s\n' "$1" | awk '{
+        gsub(/[[:space:]]/, "")
+        number = unit = tolower($0)
+        sub(/[^0-9.].*/, "", number)
+        sub(/^[0-9.]*/, "", unit)
+        if (number !~ /^[0-9]+(\.[0-9]*)?$/) exit
+        sub(/b$/, "", unit)
+        base = sub(/i$/, "", unit) ? 1024 : 1000
+        power = unit == "" ? 0 : length(unit) == 1 ? index("kmgtpe", unit) : -1
+        if (unit != "" && power < 1) exit
+        printf "%.0f\n", number * base ^ power
+    }'
+}
+
+# Whether the process in the directory $1 below /proc is a server and not `millrace top` or the like: it alone waits for
+# signals in a thread of its own, which is there before all others. The kernel cuts names after 15 characters.
+is_server() {
+    for thread in "$root$1"/task/*/comm; do
+        [ "$(sed -n 1p "$thread" 2>/dev/null)" != millrace-signal ] || return 0
+    done
+    return 1
+}
+
+# The CPUs of the threads that are the server's cores, which it has whatever its settings say today. The kernel cuts
+# their names after 15 characters: those of 10 to 19 are alike.
 core_threads() {
     for thread in "$root$server"/task/*/comm; do
         name=$(sed -n 1p "$thread" 2>/dev/null)
@@ -144,16 +170,16 @@ process_named() {
 # use them.
 # shellcheck disable=SC2034
 look_at_host() {
-    # Not `millrace top` or the like, which have no cores. Of several servers the first one's settings are judged, and
-    # the cores of all are kept free.
-    servers=
+    # Of several servers the settings of the first one that has cores are judged, and the cores of all are kept free.
+    servers='' starting=''
     for comm in "$root"/proc/[0-9]*/comm; do
         [ "$(line "${comm#"$root"}")" = millrace ] || continue
         server=${comm#"$root"} server=${server%/comm}
-        [ -z "$(core_threads)" ] || servers="$servers$server "
+        is_server "$server" || continue
+        if [ -n "$(core_threads)" ]; then servers="$servers$server "; else starting="$starting$server "; fi
     done
+    servers=$servers$starting
     server=${servers%% *}
-    [ -n "$server" ] || server=$(process_named millrace)
     if [ -n "${1-}" ]; then
         server=/proc/$1
         servers=$server
@@ -173,6 +199,15 @@ look_at_host() {
     cores_wanted=$(setting CORES)
     connections=$(whole "$(setting MAX_CONNECTIONS)")
     workers=$(whole "$(setting MAX_WORKERS)")
+    addresses=$(($(setting LISTEN | tr -cd , | wc -c) + 1))
+    spool_files=0
+    if [ -n "$(setting SPOOL_DIR)" ]; then
+        spool_max=$(bytes "$(setting SPOOL_MAX)")
+        segment=$(bytes "$(setting SPOOL_SEGMENT)")
+        [ "${segment:-0}" -ge 4096 ] || segment=$((64 << 20))
+        # Segments are whole blocks. Each is open twice, and so are the journals and orphaned ones.
+        spool_files=$((2 * (${spool_max:-$((1 << 30))} / (segment / 4096 * 4096) + 12)))
+    fi
     online=$(expand "$(line /sys/devices/system/cpu/online)")
     cores=
     judged=$server

@@ -7,6 +7,8 @@
 #[cfg(feature = "top")]
 mod figures;
 #[cfg(feature = "top")]
+mod keys;
+#[cfg(feature = "top")]
 mod screen;
 #[cfg(feature = "top")]
 mod session;

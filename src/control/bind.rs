@@ -6,10 +6,10 @@ use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use super::manager::ServiceManager;
+use crate::preflight;
 use crate::rt;
 use crate::rt::sleep;
-
-use crate::preflight;
 
 /// Time between two tries.
 const TRY_EVERY: Duration = Duration::from_millis(20);
@@ -20,12 +20,14 @@ pub(super) struct BindRetry {
     limit: Duration,
     /// When an address was first found to be taken.
     since: Cell<Option<Instant>>,
+    /// Learns that the start waits.
+    manager: ServiceManager,
 }
 
 impl BindRetry {
     /// Retries for up to `limit` in all.
-    pub(super) fn new(limit: Duration) -> BindRetry {
-        BindRetry { limit, since: Cell::new(None) }
+    pub(super) fn new(limit: Duration, manager: ServiceManager) -> BindRetry {
+        BindRetry { limit, since: Cell::new(None), manager }
     }
 
     /// Binds `address`, the value of the setting `name`. Retries while it is taken.
@@ -60,6 +62,8 @@ impl BindRetry {
             }
             if !logged {
                 logged = true;
+                let left = limit.saturating_sub(rt::since(since));
+                self.manager.waits(&format!("waiting for {name} {address}"), left);
                 tracing::info!("{name} {address} is taken, retrying for up to {limit:?}");
             }
             sleep(TRY_EVERY).await;

@@ -89,12 +89,12 @@ impl Reloader {
         match requested {
             Ok(()) => {
                 tracing::info!("SIGHUP: reloading");
-                self.manager.reloading();
+                let reload = self.manager.reloads();
                 self.reload_settings();
                 self.tokens.iter_mut().for_each(TokensFile::reload);
                 self.certificates.iter_mut().for_each(CertificateFiles::reload);
                 self.admin_token.iter().for_each(AdminTokenFile::reload);
-                self.manager.ready();
+                drop(reload);
             }
             Err(RecvTimeoutError::Timeout) => {
                 self.tokens.iter_mut().for_each(TokensFile::poll);

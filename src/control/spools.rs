@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::manager::ServiceManager;
 use crate::rt;
 use crate::rt::sleep;
 
@@ -19,8 +20,12 @@ use crate::throttle::Throttle;
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 
 /// Opens this process's spool directory and takes over orphaned spools, now and every
-/// [`UPKEEP_EVERY`]. `None` without a spool.
-pub(super) async fn open(config: &Config) -> Result<Option<(Arc<Home>, Arc<Takeover>)>, String> {
+/// [`UPKEEP_EVERY`]. `None` without a spool. `manager` learns that the first time takes long, if it
+/// does.
+pub(super) async fn open(
+    config: &Config,
+    manager: &ServiceManager,
+) -> Result<Option<(Arc<Home>, Arc<Takeover>)>, String> {
     let Some(options) = &config.spool else { return Ok(None) };
     let refused = |error: SpoolDirError| format!("SPOOL_DIR {}: {error}", options.dir.display());
     let (dir, node, cores) = (options.dir.clone(), config.node_id.clone(), config.cores.clone());
@@ -39,7 +44,9 @@ pub(super) async fn open(config: &Config) -> Result<Option<(Arc<Home>, Arc<Takeo
         SpoolUpkeep { home: home.clone(), orphans: orphans.clone(), taken: Vec::new() };
     let outcome;
     // For the first time before any core starts, because what is taken over counts in SPOOL_MAX.
-    (upkeep, outcome) = thread.run(move || Ok(upkeep.run())).await.map_err(no_thread)?;
+    let first = thread.run(move || Ok(upkeep.run()));
+    let (status, read) = ("taking over orphaned spools", || orphans.directories_read());
+    (upkeep, outcome) = manager.works(status, read, first).await.map_err(no_thread)?;
     match outcome {
         // Waiting for room loses nothing.
         Err(SpoolDirError::Io { path, source }) if source.kind() == ErrorKind::StorageFull => {

@@ -1,5 +1,6 @@
 //! Runs a core on its own thread: the order of its start.
 
+use std::ffi::CStr;
 use std::io::Write;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::rt::{self, Executor, Placement, TaskKind, sleep};
 use futures_lite::AsyncReadExt;
-use rustix::thread::{CpuSet, sched_setaffinity};
+use rustix::thread::{CpuSet, sched_setaffinity, set_name};
 use socket2::Socket;
 
 use super::Core;
@@ -117,10 +118,18 @@ pub fn spawn(setup: Setup) -> std::io::Result<JoinHandle<()>> {
     })
 }
 
-/// Moves the executor's blocking thread, which has inherited the core's pin, to `cpus`.
-async fn release_blocking_thread(cpus: CpuSet) {
-    let released = rt::blocking(move || sched_setaffinity(None, &cpus)).await;
-    if let Err(error) = released {
+/// The name of the executor's blocking thread.
+const BLOCKING_THREAD: &CStr = c"millrace-block";
+
+/// Names the executor's blocking thread, which has inherited the name of the core's: whoever looks
+/// for the cores by their names, cut after 15 characters, finds them alone. Moves it to `cpus` if it
+/// has inherited the core's pin as well.
+async fn part_from_blocking_thread(cpus: Option<CpuSet>) {
+    let part = move || {
+        let _for_those_who_look = set_name(BLOCKING_THREAD);
+        cpus.map_or(Ok(()), |cpus| sched_setaffinity(None, &cpus))
+    };
+    if let Err(error) = rt::blocking(part).await {
         tracing::warn!("the blocking thread could not be moved off its core: {error}");
     }
 }
@@ -149,9 +158,7 @@ fn notify(control: &Socket) {
 
 /// Runs the core from its start to its stop. Its blocking thread is moved to `blocking_cpus`.
 async fn run(mut setup: Setup, blocking_cpus: Option<CpuSet>) {
-    if let Some(cpus) = blocking_cpus {
-        rt::spawn_as(TaskKind::Core, release_blocking_thread(cpus)).detach();
-    }
+    rt::spawn_as(TaskKind::Core, part_from_blocking_thread(blocking_cpus)).detach();
     let net = match Net::here() {
         Ok(net) => net,
         Err(error) => {

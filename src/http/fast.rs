@@ -304,6 +304,7 @@ impl<'a> Conn<'a> {
     /// The first bytes of a head can be read. With TLS its time may run already, since those of its
     /// record have arrived.
     fn head_begins(self, clock: &mut Option<Instant>) {
+        self.state.arrived.due.set(None);
         if self.state.phase.get() == ConnPhase::Head {
             return;
         }

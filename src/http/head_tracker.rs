@@ -7,6 +7,7 @@
 //! its next byte arrives.
 
 use std::cell::Cell;
+use std::time::Instant;
 
 /// How much of the current request has arrived, and whether bytes of the next one have.
 #[derive(Default)]
@@ -26,8 +27,9 @@ pub struct HeadTracker {
     /// The current head began at an unknown offset in the read that ended the request before, so
     /// its end is unknown.
     pub(super) uncounted: Cell<bool>,
-    /// A head has begun of which nothing can be read yet: its TLS record is not complete.
-    pub(super) is_due: Cell<bool>,
+    /// A head has begun of which nothing can be read yet: its TLS record is not complete. Since when
+    /// the connection was idle before.
+    pub(super) due: Cell<Option<Instant>>,
     /// The current head begins with the first byte of a TLS handshake.
     pub(super) is_tls: Cell<bool>,
 }
@@ -59,7 +61,7 @@ impl HeadTracker {
 
     /// Looks at the first bytes of a head.
     pub(super) fn head_begins(&self, bytes: &[u8]) {
-        self.is_due.set(false);
+        self.due.set(None);
         self.is_tls.set(bytes.first() == Some(&TLS_HANDSHAKE));
     }
 
@@ -96,7 +98,7 @@ impl HeadTracker {
         self.line.set(0);
         self.content_length.set(false);
         self.uncounted.set(false);
-        self.is_due.set(false);
+        self.due.set(None);
         more.is_some_and(|more| (0..=line_ends).contains(&more))
     }
 }

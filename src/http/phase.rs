@@ -386,12 +386,24 @@ impl ConnState {
     }
 
     /// To be called when nothing that has arrived can be read. Between two requests an incomplete
-    /// TLS record then begins a head, as its first bytes do on a plain connection.
+    /// TLS record then begins a head, as its first bytes do on a plain connection. If it turns out
+    /// to have no data (new keys of the client, say), the connection is idle as before: such records
+    /// prolong nothing. Before the first request, which has `HEADER_TIMEOUT` anyway, it stays in its
+    /// head.
     pub(super) fn record_begins_head(&self, stream: &ClientStream) {
-        if stream.partial() > 0 && self.phase.get() == ConnPhase::Idle {
-            self.enter(ConnPhase::Head, rt::turn_now());
-            self.standing.has_sent.set(true);
-            self.arrived.is_due.set(true);
+        let is_partial = stream.partial() > 0;
+        match self.phase.get() {
+            ConnPhase::Idle if is_partial => {
+                self.arrived.due.set(Some(self.since.get()));
+                self.enter(ConnPhase::Head, rt::turn_now());
+                self.standing.has_sent.set(true);
+            }
+            ConnPhase::Head if !is_partial && self.has_asked() => {
+                if let Some(since) = self.arrived.due.take() {
+                    self.enter(ConnPhase::Idle, since);
+                }
+            }
+            _ => {}
         }
     }
 

@@ -213,7 +213,7 @@ impl hyper_rt::Read for Socket {
             let bytes = &arrived[..arrived.len().min(buf.remaining())];
             match state.phase.get() {
                 phase @ (ConnPhase::Idle | ConnPhase::Head)
-                    if phase == ConnPhase::Idle || state.arrived.is_due.get() =>
+                    if phase == ConnPhase::Idle || state.arrived.due.get().is_some() =>
                 {
                     // hyper skips empty lines before a head, so they do not begin one.
                     if let Some(first) = bytes.iter().position(|b| !is_line_end(b)) {

@@ -264,16 +264,25 @@ fn judge_files(found: &DescriptorLimit, limits: &Limits, connections: usize) -> 
 /// periods.
 fn judge_cores(cores: &[usize], quota: Option<f64>) -> Finding {
     let pinned = core_list(cores);
-    match quota {
-        Some(quota) if quota < cores.len() as f64 => Finding::warn(
-            "cores",
-            format!(
-                "{pinned} pinned, but a CPU quota allows {quota:.1} cores' time: cores will stall"
-            ),
-            "set CORES to fewer, or give whole cores: docker run --cpuset-cpus instead of --cpus",
+    let Some(quota) = quota.filter(|quota| *quota < cores.len() as f64) else {
+        return Finding::ok("cores", format!("{pinned} pinned"));
+    };
+    let fewer = match quota as usize {
+        0 => "raise the quota to one CPU at least".to_owned(),
+        whole => format!("set CORES={}", core_list(&cores[..whole])),
+    };
+    Finding::warn(
+        "cores",
+        format!(
+            "{pinned} pinned, but a CPU quota allows {quota:.1} cores' time: cores will stall for \
+             whole periods"
         ),
-        _ => Finding::ok("cores", format!("{pinned} pinned")),
-    }
+        format!(
+            "{fewer}; better, give it whole CPUs and no quota: docker run --cpuset-cpus instead of \
+             --cpus, systemd AllowedCPUs= instead of CPUQuota=, Kubernetes cpuManagerPolicy=static \
+             and as many whole CPUs requested as the limit has"
+        ),
+    )
 }
 
 fn judge_memory(available: u64, limits: &Limits, cores: usize) -> Finding {
@@ -442,7 +451,19 @@ mod tests {
     fn quotas_and_memory() {
         assert_eq!(parse_cpu_max("max 100000\n"), None);
         assert_eq!(parse_cpu_max("150000 100000\n"), Some(1.5));
-        expect(judge_cores(&[0, 1], Some(1.5)), Level::Warn, &["0-1", "1.5", "--cpuset-cpus"]);
+        let all: Vec<usize> = (0..8).collect();
+        for (quota, remedy) in [
+            (1.5, "set CORES=0;"),
+            (4.0, "set CORES=0-3;"),
+            (7.9, "set CORES=0-6;"),
+            (0.5, "raise the quota to one CPU"),
+        ] {
+            let found = judge_cores(&all, Some(quota));
+            let says = format!("allows {quota:.1} cores' time");
+            expect(found, Level::Warn, &["0-7 pinned", &says, remedy, "--cpuset-cpus"]);
+        }
+        let odd = judge_cores(&[1, 3, 5], Some(2.0));
+        expect(odd, Level::Warn, &["1,3,5 pinned", "set CORES=1,3;"]);
         expect(judge_cores(&[0, 1], Some(2.0)), Level::Ok, &["0-1"]);
         expect(judge_cores(&[3], None), Level::Ok, &["3"]);
         let wanted = limits().core_memory_bytes * 2;

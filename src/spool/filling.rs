@@ -48,6 +48,7 @@ impl Spool {
         let options = &self.setup.options;
         // What `make_spare` counts beside segments: other generations of the process have left it.
         let orphans = self.setup.takeover.bytes() / self.setup.cores as u64;
+        let orphans = orphans + self.undiscarded_bytes();
         let segments = self.own.filled_bytes();
         let filled = segments + self.journal_bytes() + orphans;
         self.setup.cells.spool_filled_bytes.set(filled);

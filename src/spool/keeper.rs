@@ -37,7 +37,13 @@ impl Spool {
                 }
             }
             self.finish_segments().await;
+            // Asked for again only when that spare is used: a spool that was full once would write
+            // DONE at once for good.
+            if self.own.has_spare() {
+                self.own.set_short(false);
+            }
             if due {
+                self.discard_again().await;
                 self.write_checkpoints().await;
                 if self.setup.takeover.is_used_up() {
                     self.taken.leave_unused();
@@ -146,7 +152,14 @@ impl Spool {
     }
 
     fn segment_bytes(&self) -> u64 {
-        self.own.count() as u64 * self.setup.options.segment
+        self.own.count() as u64 * self.setup.options.segment + self.undiscarded_bytes()
+    }
+
+    /// Bytes of own files that could not be removed. Those of dead processes count there.
+    pub(super) fn undiscarded_bytes(&self) -> u64 {
+        let undiscarded = self.undiscarded.borrow();
+        let own = undiscarded.iter().filter(|segment| !segment.is_orphaned());
+        own.map(|segment| segment.bytes()).sum()
     }
 
     /// What segments leave to journals: the reserve, or what this core's journals take if that is
@@ -193,11 +206,23 @@ impl Spool {
         }
     }
 
-    pub(super) async fn discard(&self, segment: &Segment) {
+    /// Removes the file of a finished segment, or tries that again with each checkpoint.
+    pub(super) async fn discard(&self, segment: &Rc<Segment>) {
         if let Err(error) = segment.discard().await {
             let path = segment.path().display();
-            tracing::warn!("{path} is finished, but could not be removed: {error}");
+            tracing::warn!("{path} is finished, but could not be removed, retrying: {error}");
+            self.undiscarded.borrow_mut().push(segment.clone());
         }
+    }
+
+    async fn discard_again(&self) {
+        for segment in self.undiscarded.take() {
+            match segment.discard().await {
+                Ok(()) => tracing::info!("{} could be removed now", segment.path().display()),
+                Err(_was_logged) => self.undiscarded.borrow_mut().push(segment),
+            }
+        }
+        self.update_disk_bytes();
     }
 
     /// Writes checkpoints for the process that takes over after a crash. Not synced: payloads whose

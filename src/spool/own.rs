@@ -24,7 +24,7 @@ pub(super) struct OwnFiles {
     /// Held while a file is created.
     making: Semaphore,
     next_number: Cell<u64>,
-    /// `SPOOL_MAX` had no room for another segment.
+    /// `SPOOL_MAX` had no room for another segment, and there is no spare.
     is_short: Cell<bool>,
     pub(super) filling: Filling,
 }

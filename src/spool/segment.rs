@@ -461,7 +461,10 @@ impl Segment {
     pub async fn discard(&self) -> io::Result<()> {
         if self.damaged.get() {
             let from = self.path.clone();
-            self.disk.run(move || move_to_quarantine(&from)).await?;
+            match self.disk.run(move || move_to_quarantine(&from)).await {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                moved => moved?,
+            }
         } else if !self.is_removed() {
             let path = self.path.clone();
             self.disk.run(move || remove_if_there(&path)).await?;

@@ -334,6 +334,75 @@ fn segments_are_reused_within_spool_max() {
     });
 }
 
+/// Rows: what fills the spool for a while. Then it has room, and takes no more trouble to get some.
+#[test]
+fn what_was_full_once_has_room_again() {
+    for filled_by in ["payloads", "an orphaned file", "a file of its own"] {
+        run(async {
+            let dir = tempfile::tempdir().unwrap();
+            let mut home = Home::open(dir.path(), "n", &[0]).unwrap();
+            let (mut orphans, mut _taken) = (Arc::<Takeover>::default(), Vec::new());
+            if filled_by == "an orphaned file" {
+                let rig = Rig::new(&home, &orphans, "n", SMALL).await;
+                rig.send(&[b"\"left\""]).await.unwrap();
+                rig.crash().await;
+                drop(home);
+                home = Home::open(dir.path(), "m", &[0]).unwrap();
+                (_taken, orphans) = take_over(&home);
+            }
+            let size = Size { segments: 3, ..SMALL };
+            let rig = Rig::new(&home, &orphans, "m", size).await;
+            // What is there under the name of a file that could not be removed.
+            let stubborn = |file: &Path| {
+                fs::remove_file(file).unwrap();
+                fs::create_dir(file).unwrap();
+                file.to_owned()
+            };
+            let mut in_the_way = None;
+            match filled_by {
+                "payloads" => {}
+                "an orphaned file" => {
+                    until("it is read", || rig.queue.len() == 1).await;
+                    let segments = rig.spool.taken.segments();
+                    in_the_way = Some(stubborn(segments[0].path()));
+                    drop(segments);
+                    rig.store(1).await;
+                    until("it is finished", || rig.spool.taken.segments().is_empty()).await;
+                    sleep(Duration::from_millis(50)).await;
+                    assert!(orphans.bytes() > 0, "it is still there");
+                }
+                _ => {
+                    until("there is a spare", || rig.spool.own.has_spare()).await;
+                    let spare = rig.spool.own.next_spare().unwrap();
+                    rig.spool.own.remove_spare(&spare);
+                    in_the_way = Some(stubborn(spare.path()));
+                    rig.spool.discard(&spare).await;
+                }
+            }
+            let mut sent = 0;
+            while rig.send(&[b"\"held\""]).await.is_ok() {
+                sent += 1;
+            }
+            let segments = if in_the_way.is_some() { 2 } else { 3 };
+            let most = 16 * segments;
+            assert!((most - 16..=most).contains(&sent), "{filled_by}: {sent}");
+            assert!(rig.spool.own.is_short(), "{filled_by}");
+            rig.store(sent).await;
+            if let Some(path) = in_the_way {
+                fs::remove_dir(path).unwrap();
+            }
+            until("there is room", || not_ready(rig.cells).is_none()).await;
+            rig.send(&[b"1"]).await.unwrap();
+            until("nothing is short", || !rig.spool.own.is_short()).await;
+            until("nothing counts", || orphans.bytes() == 0).await;
+            until("all of it is there again", || {
+                rig.spool.undiscarded_bytes() == 0 && rig.spool.undiscarded.borrow().is_empty()
+            })
+            .await;
+        });
+    }
+}
+
 /// The keeper looks only when it is told to, so the group that fills half of a segment tells it.
 #[test]
 fn the_next_segment_is_created_when_one_is_half_full() {

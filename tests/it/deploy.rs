@@ -100,6 +100,18 @@ fn a_pod_has_cpus_of_its_own_time_to_stop_and_a_profile() {
     let grace = pod["terminationGracePeriodSeconds"].as_u64().unwrap();
     assert_eq!(grace, sleep + drain + 10, "{grace} s for {sleep} s and {drain} s");
 
+    // What no other pod of the cluster has. A variable is replaced in those that follow it.
+    let place = |name: &str| env.iter().position(|variable| variable["name"] == name).unwrap();
+    let node = place("MILLRACE_NODE_ID");
+    assert_eq!(env[node]["value"], "$(POD_NAMESPACE).$(POD_NAME)");
+    for (name, field) in [("POD_NAMESPACE", "metadata.namespace"), ("POD_NAME", "metadata.name")] {
+        assert!(place(name) < node, "{name}");
+        assert_eq!(env[place(name)]["valueFrom"]["fieldRef"]["fieldPath"], field);
+    }
+    for id in ["a-namespace.millrace-0", "cluster-1.ns.millrace-999"] {
+        assert_eq!(Config::from_settings(&[("NODE_ID", id)]).unwrap().node_id, id);
+    }
+
     assert_eq!(pod["enableServiceLinks"], false);
     assert_eq!(pod["securityContext"]["seccompProfile"]["type"], "Localhost");
     assert_eq!(container["securityContext"]["readOnlyRootFilesystem"], true);

@@ -96,6 +96,7 @@ fn tuned_host(root: &Path) {
     write(root, "proc/4711/limits", limits);
     write(root, "proc/4711/environ", &process_file(&["HOME=/", "MILLRACE_CORES=1-7", "CORES=17"]));
     write(root, "proc/4711/cmdline", &process_file(&["/usr/bin/millrace"]));
+    write(root, "proc/4711/task/4799/comm", "millrace-signal\n");
     write(root, "sys/devices/system/cpu/online", "0-7\n");
     for knob in ["isolated", "nohz_full"] {
         write(root, &format!("sys/devices/system/cpu/{knob}"), "1-7\n");
@@ -336,8 +337,20 @@ fn the_cores_of_all_servers_are_kept_free() {
     tuned_host(root);
     write(root, "proc/12/comm", "millrace\n");
     write(root, "proc/12/cmdline", &process_file(&["millrace", "top", "--cores=5"]));
+    // By itself it is no server either.
+    fs::remove_file(root.join("proc/4711/comm")).unwrap();
+    let (_, knobs) = check(Some(root), &[("MILLRACE_CORES", "6")]);
+    assert_eq!(knobs["settings"].1, "CORES 6, of this shell and the defaults");
+    write(root, "proc/4711/comm", "millrace\n");
+    // One that starts has no cores yet.
+    write(root, "proc/1000/comm", "millrace\n");
+    write(root, "proc/1000/environ", &process_file(&["MILLRACE_CORES=7"]));
+    write(root, "proc/1000/task/1001/comm", "millrace-signal\n");
+    let (_, knobs) = check(Some(root), &[]);
+    assert_eq!(knobs["settings"].1, "CORES 7, of process 1000");
     for (pid, core) in [("4711", "2"), ("4811", "3")] {
         write(root, &format!("proc/{pid}/comm"), "millrace\n");
+        write(root, &format!("proc/{pid}/task/9/comm"), "millrace-signal\n");
         write(root, &format!("proc/{pid}/task/1/comm"), &format!("millrace-core-{core}\n"));
         let status = format!("Cpus_allowed_list:\t{core}\n");
         write(root, &format!("proc/{pid}/task/1/status"), &status);
@@ -568,16 +581,46 @@ fn settings_check_and_readme_name_the_same_sysctls() {
     assert_eq!(set, explained);
 }
 
+/// Rows: settings of the server; in its environment, or in its TOML file as well as that has them.
 #[test]
 fn files_wanted_are_those_the_server_wants() {
-    let dir = tempfile::tempdir().unwrap();
-    tuned_host(dir.path());
-    let found = check(Some(dir.path()), &[]).1["open files"].1.clone();
+    let spool = ("SPOOL_DIR", "/spool");
+    let two = ("LISTEN", "127.0.0.1:1,[::1]:2");
+    for (settings, toml) in [
+        (&[][..], ""),
+        (&[("MAX_WORKERS", "7")], "max_workers = 7"),
+        (&[two], "listen = [\"127.0.0.1:1\", \"[::1]:2\"]"),
+        (&[two], "listen = '127.0.0.1:1, [::1]:2'"),
+        (&[spool], "spool_dir = \"/spool\""),
+        (&[spool, ("SPOOL_MAX", "4GiB")], "spool_dir = \"/spool\"\nspool_max = \"4 gib\""),
+        (&[spool, ("SPOOL_MAX", "1.5 GB")], "spool_dir = \"/spool\"\nspool_max = 1_500_000_000"),
+        (&[spool, two, ("SPOOL_SEGMENT", "100000001")], ""),
+        (&[spool, ("SPOOL_MAX", "2t"), ("SPOOL_SEGMENT", "1GB")], ""),
+        (&[("SPOOL_MAX", "4GiB")], "spool_max = \"4GiB\""),
+    ] {
+        let mut config = Config::from_settings(settings).unwrap();
+        config.cores = (1..8).collect();
+        let wanted = format!(" {} wanted", Limits::new(&config).files);
+        let mut environ = vec!["MILLRACE_CORES=1-7".to_owned()];
+        let in_file = vec![environ[0].clone(), "MILLRACE_CONFIG=m.toml".to_owned()];
+        environ.extend(settings.iter().map(|(name, value)| format!("MILLRACE_{name}={value}")));
+        let mut places = vec![(environ, "")];
+        if !toml.is_empty() {
+            places.push((in_file, toml));
+        }
+        for (environ, toml) in places {
+            let dir = tempfile::tempdir().unwrap();
+            tuned_host(dir.path());
+            let environ: Vec<&str> = environ.iter().map(String::as_str).collect();
+            write(dir.path(), "proc/4711/environ", &process_file(&environ));
+            write(dir.path(), "proc/4711/cwd/m.toml", toml);
+            let found = check(Some(dir.path()), &[]).1["open files"].1.clone();
+            assert!(found.contains(&wanted), "{environ:?} {toml}: {found}, and not{wanted}");
+        }
+    }
     let mut config = Config::from_settings(&[]).unwrap();
     config.cores = (1..8).collect();
-    let limits = Limits::new(&config);
-    assert!(found.contains(&format!(" {} wanted", limits.files)), "{found}");
-    assert!(unit_value("LimitNOFILE").parse::<u64>().unwrap() >= limits.files);
+    assert!(unit_value("LimitNOFILE").parse::<u64>().unwrap() >= Limits::new(&config).files);
     assert_eq!(unit_value("LimitMEMLOCK"), "infinity");
 }
 
@@ -597,9 +640,10 @@ fn the_unit_waits_until_the_server_is_ready_and_checks_before() {
     let run = unit_value("ExecStart");
     assert_eq!(unit_value("Type"), "notify");
     assert_eq!(unit_value("ExecStartPre"), format!("{run} check --starting"));
+    // The lock of the spool, credentials and the answer of the store, and the cores: 10, 45 and 30 s.
+    // For an address, and for what is in the spool, the server asks for more.
     let waits: u64 = unit_value("TimeoutStartSec").strip_suffix("min").unwrap().parse().unwrap();
-    assert!(Config::from_settings(&[("BIND_WAIT", "5min")]).is_ok(), "the most there is");
-    assert!(waits > 5 + 1, "{waits} min");
+    assert!(waits * 60 > 2 * (10 + 45 + 30), "{waits} min");
     assert_eq!(unit_value("ExecReload"), "/bin/sh -c 'kill -HUP $MAINPID'");
     assert_eq!(unit_value("Environment"), "MILLRACE_CONFIG=/etc/millrace/millrace.toml");
     // Explained, and off.

@@ -4,16 +4,17 @@
 #![expect(clippy::disallowed_methods, reason = "a command without an executor: its threads wait")]
 
 use std::io::{self, IsTerminal as _};
+use std::mem::ManuallyDrop;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::time::{Duration, Instant};
 
 use ratatui::DefaultTerminal;
-use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::figures::Scrape;
+use super::keys::{Keyboard, Pressed, TopKey};
 use super::screen::{Screen, TopView};
 use crate::commands::ask::{AskBounds, PageAnswer, PageUrl};
 use crate::config::AdminTokenText;
@@ -22,6 +23,8 @@ use crate::rt;
 
 /// How often keys, signals and answers are looked for.
 const TICK: Duration = Duration::from_millis(100);
+/// Keys that are done before the screen is drawn again: a paste of any length.
+const KEYS_AT_ONCE: usize = 4096;
 /// An answer that takes longer, or has more bytes, is none. 128 cores have 6 MB.
 const BOUNDS: AskBounds = AskBounds { time: Duration::from_secs(5), bytes: 64 << 20 };
 
@@ -76,11 +79,20 @@ pub(super) fn run(
             )
         })
         .map_err(|error| format!("no thread to ask the server: {error}; raise ulimit -u"))?;
-    let terminal = ratatui::try_init();
-    let shown =
-        terminal.and_then(|mut terminal| show(&mut terminal, &mut screen, &asked, &wanted, &ends));
-    ratatui::restore();
-    shown.map(|()| Exit::Clean).map_err(|error| format!("the terminal: {error}"))
+    let shown = ratatui::try_init().and_then(|terminal| {
+        // If the cursor cannot be shown, its drop says so on standard error, which panics where that
+        // is the terminal that is gone.
+        let mut terminal = ManuallyDrop::new(terminal);
+        let shown = show(&mut terminal, &mut screen, &asked, &wanted, &ends);
+        let _unless_it_is_gone = terminal.show_cursor();
+        shown
+    });
+    let _likewise = ratatui::try_restore();
+    match shown {
+        // It was closed, of which SIGHUP tells too, mostly.
+        Err(error) if error.raw_os_error() == Some(libc::EIO) => Ok(Exit::Clean),
+        shown => shown.map(|()| Exit::Clean).map_err(|error| format!("the terminal: {error}")),
+    }
 }
 
 fn ask_forever(
@@ -123,6 +135,7 @@ fn show(
     wanted: &ToAsk,
     ends: &AtomicBool,
 ) -> io::Result<()> {
+    let mut keyboard = Keyboard::default();
     while !ends.load(Relaxed) {
         match asked.try_recv() {
             Ok(told) => take(screen, told, rt::now()),
@@ -132,13 +145,13 @@ fn show(
             }
         }
         terminal.draw(|frame| screen.draw(frame, rt::now()))?;
-        if !event::poll(TICK)? {
-            continue;
-        }
-        match event::read()? {
-            Event::Key(key) if key.kind != KeyEventKind::Release && !press(screen, key) => break,
-            // A new size is drawn with the next turn.
-            _ => {}
+        let mut wait = TICK;
+        for _ in 0..KEYS_AT_ONCE {
+            match keyboard.next(io::stdin(), wait)? {
+                Pressed::Key(key) if press(screen, key) => wait = Duration::ZERO,
+                Pressed::Key(_) | Pressed::Closed => return Ok(()),
+                Pressed::Nothing => break,
+            }
         }
         wanted.is_paused.store(screen.is_paused, Relaxed);
         wanted.peers.store(screen.view == TopView::Peers, Relaxed);
@@ -163,21 +176,20 @@ fn take(screen: &mut Screen, asked: Asked, now: Instant) {
 }
 
 /// Does what a key asks for; `false`: the end.
-fn press(screen: &mut Screen, key: KeyEvent) -> bool {
+fn press(screen: &mut Screen, key: TopKey) -> bool {
     let last = screen.rows().saturating_sub(1);
     let scroll = |by: isize| screen.scroll.saturating_add_signed(by).min(last);
-    match key.code {
-        KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => return false,
-        KeyCode::Char('q') | KeyCode::Esc => return false,
-        KeyCode::Char('p' | ' ') => screen.is_paused = !screen.is_paused,
-        KeyCode::Tab => (screen.view, screen.scroll) = (screen.view.next(), 0),
-        KeyCode::Up | KeyCode::Char('k') => screen.scroll = scroll(-1),
-        KeyCode::Down | KeyCode::Char('j') => screen.scroll = scroll(1),
-        KeyCode::PageUp => screen.scroll = scroll(-10),
-        KeyCode::PageDown => screen.scroll = scroll(10),
-        KeyCode::Home => screen.scroll = 0,
-        KeyCode::End => screen.scroll = last,
-        _ => {}
+    match key {
+        TopKey::Interrupt | TopKey::Escape | TopKey::Char('q') => return false,
+        TopKey::Char('p' | ' ') => screen.is_paused = !screen.is_paused,
+        TopKey::Tab => (screen.view, screen.scroll) = (screen.view.next(), 0),
+        TopKey::Up | TopKey::Char('k') => screen.scroll = scroll(-1),
+        TopKey::Down | TopKey::Char('j') => screen.scroll = scroll(1),
+        TopKey::PageUp => screen.scroll = scroll(-10),
+        TopKey::PageDown => screen.scroll = scroll(10),
+        TopKey::Home => screen.scroll = 0,
+        TopKey::End => screen.scroll = last,
+        TopKey::Char(_) => {}
     }
     true
 }
@@ -190,25 +202,20 @@ mod tests {
     fn keys_do_what_the_documents_say() {
         let mut screen = Screen::default();
         screen.answers.peers = "1\n2\n3\n".into();
-        let mut press_all = |codes: &[KeyCode]| {
+        let mut press_all = |keys: &[TopKey]| {
             let mut goes_on = true;
-            codes.iter().for_each(|code| goes_on &= press(&mut screen, KeyEvent::from(*code)));
+            keys.iter().for_each(|key| goes_on &= press(&mut screen, *key));
             (screen.view, screen.scroll, screen.is_paused, goes_on)
         };
-        assert_eq!(press_all(&[KeyCode::Tab, KeyCode::Tab]), (TopView::Peers, 0, false, true));
-        assert_eq!(
-            press_all(&[KeyCode::Down, KeyCode::PageDown]),
-            (TopView::Peers, 2, false, true)
-        );
-        assert_eq!(press_all(&[KeyCode::Up]), (TopView::Peers, 1, false, true));
-        assert_eq!(press_all(&[KeyCode::End, KeyCode::Home]), (TopView::Peers, 0, false, true));
-        assert_eq!(press_all(&[KeyCode::Char('p')]), (TopView::Peers, 0, true, true));
-        assert_eq!(press_all(&[KeyCode::Tab]), (TopView::Cores, 0, true, true));
-        for code in [KeyCode::Char('q'), KeyCode::Esc] {
-            assert!(!press_all(&[code]).3);
+        assert_eq!(press_all(&[TopKey::Tab, TopKey::Tab]), (TopView::Peers, 0, false, true));
+        assert_eq!(press_all(&[TopKey::Down, TopKey::PageDown]), (TopView::Peers, 2, false, true));
+        assert_eq!(press_all(&[TopKey::Up]), (TopView::Peers, 1, false, true));
+        assert_eq!(press_all(&[TopKey::End, TopKey::Home]), (TopView::Peers, 0, false, true));
+        assert_eq!(press_all(&[TopKey::Char('p')]), (TopView::Peers, 0, true, true));
+        assert_eq!(press_all(&[TopKey::Tab]), (TopView::Cores, 0, true, true));
+        for key in [TopKey::Char('q'), TopKey::Escape, TopKey::Interrupt] {
+            assert!(!press_all(&[key]).3);
         }
-        let control_c = KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL);
-        assert!(!press(&mut screen, control_c));
     }
 
     #[test]

@@ -45,7 +45,7 @@ impl Home {
         let _held = lock_directory(&self.spool_dir)?;
         let mut outcome = Ok(());
         for path in new {
-            match take_over_spool(&path, self.single_objects) {
+            match take_over_spool(&path, self.single_objects, orphans) {
                 Ok(None) => {}
                 Ok(Some(ClaimedSpool { left, cores, segments, bytes })) => {
                     taken.push(left);
@@ -67,7 +67,11 @@ struct ClaimedSpool {
 }
 
 /// `None`: the directory was removed, its process is running, or it is empty.
-fn take_over_spool(path: &Path, single_objects: bool) -> io::Result<Option<ClaimedSpool>> {
+fn take_over_spool(
+    path: &Path,
+    single_objects: bool,
+    orphans: &Takeover,
+) -> io::Result<Option<ClaimedSpool>> {
     let Some(lock) = try_lock(path).ok().flatten() else { return Ok(None) };
     if segments_of(path)?.is_empty() {
         remove_empty(path);
@@ -85,6 +89,7 @@ fn take_over_spool(path: &Path, single_objects: bool) -> io::Result<Option<Claim
         }
         let core = read_core(&core_dir, &replayed, &mut journal_bytes)?;
         in_doubt += core.in_doubt.len();
+        orphans.count_read();
         for (path, bytes) in files_of(&core_dir)? {
             found.push((core.clone(), path, bytes));
         }

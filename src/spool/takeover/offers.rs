@@ -110,6 +110,8 @@ pub struct Takeover {
     untaken: AtomicUsize,
     /// Size of all files that are offered or being emptied.
     bytes: AtomicU64,
+    /// Core directories of dead processes whose journals were read.
+    directories_read: AtomicU64,
 }
 
 /// The segments and batches that are offered; some may be taken already.
@@ -169,6 +171,15 @@ impl Takeover {
     /// Size of the orphaned files that still exist.
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// How many core directories of dead processes were read: how far a takeover is.
+    pub fn directories_read(&self) -> u64 {
+        self.directories_read.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn count_read(&self) {
+        self.directories_read.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Whether all segments are taken.

@@ -48,6 +48,13 @@ impl Slow {
         }
     }
 
+    /// A record that says that the client has new keys.
+    fn new_keys(&mut self) -> Vec<u8> {
+        let Slow::Tls(client) = self else { panic!("only TLS has keys") };
+        client.stream.conn.refresh_traffic_keys().unwrap();
+        self.wire(b"")
+    }
+
     fn socket(&mut self) -> &mut TcpStream {
         match self {
             Slow::Plain(client) => &mut client.stream,
@@ -106,7 +113,15 @@ impl Slow {
 
 /// A server, and how to connect to it if it has TLS.
 fn start(tls: bool, header_timeout: &str) -> (Server, Option<Arc<ClientConfig>>) {
-    let mut settings = vec![("HEADER_TIMEOUT", header_timeout), ("IDLE_TIMEOUT", "1m")];
+    start_with(tls, header_timeout, "1m")
+}
+
+fn start_with(
+    tls: bool,
+    header_timeout: &str,
+    idle_timeout: &str,
+) -> (Server, Option<Arc<ClientConfig>>) {
+    let mut settings = vec![("HEADER_TIMEOUT", header_timeout), ("IDLE_TIMEOUT", idle_timeout)];
     if !tls {
         return (Server::start(&settings), None);
     }
@@ -158,6 +173,68 @@ fn a_head_that_drips_has_one_deadline_over_tls_and_without() {
         assert_eq!(server.metrics().requests(408), cases.len() as u64);
         server.wait_idle();
     }
+}
+
+/// New keys of a client are no request: however slowly their record comes, the connection is idle.
+///
+/// Rows: the request before; after how many bytes the record is cut; what follows it at once. The
+/// next request comes long after `HEADER_TIMEOUT`; with what follows it, that is its own.
+#[test]
+fn new_keys_that_drip_begin_no_head() {
+    let (server, config) = start(true, "700ms");
+    let (whole, chunked) = (request(PAYLOAD, ""), chunked_request(&[PAYLOAD], ""));
+    let half = &whole[..whole.len() / 2];
+    std::thread::scope(|scope| {
+        for before in [&whole, &chunked] {
+            for cuts in [&[1][..], &[5, 6], &[20], &[]] {
+                for (after, status) in [(&b""[..], 200), (half, 408)] {
+                    let (server, config) = (&server, config.as_ref());
+                    scope.spawn(move || {
+                        let mut client = Slow::connect(server, config);
+                        client.post(before);
+                        let mut wire = client.new_keys();
+                        let tail = client.wire(after);
+                        let mut sent = 0;
+                        for cut in cuts {
+                            assert!(client.try_send(&wire[sent..*cut]));
+                            sent = *cut;
+                            std::thread::sleep(Duration::from_millis(100));
+                        }
+                        wire.extend(tail);
+                        assert!(client.try_send(&wire[sent..]));
+                        std::thread::sleep(2 * HEADER);
+                        let request = client.wire(before);
+                        // A client that was told 408 is perhaps cut off.
+                        let _or_it_is_over = client.try_send(&request);
+                        let reply = client.try_reply().map(|reply| reply.status);
+                        assert_eq!(reply, Some(status), "cut at {cuts:?}, then {}", after.len());
+                    });
+                }
+            }
+        }
+    });
+    server.wait_idle();
+}
+
+#[test]
+fn new_keys_that_drip_keep_no_connection_open() {
+    let (server, config) = start_with(true, "10s", "1s");
+    let mut client = Slow::connect(&server, config.as_ref());
+    client.post(&request(PAYLOAD, ""));
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let wire = client.new_keys();
+        let (start, rest) = wire.split_at(7);
+        let mut sends = |part: &[u8]| {
+            std::thread::sleep(Duration::from_millis(50));
+            client.try_send(part)
+        };
+        if !sends(start) || !sends(rest) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "it is still open");
+    }
+    server.wait_idle();
 }
 
 /// A stop waits for a request of which a part has come.

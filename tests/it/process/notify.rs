@@ -10,7 +10,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::support::{Client, PATIENCE, Server, command, kill_command};
+use crate::support::{Client, PATIENCE, Server, command, kill_command, signal};
 
 /// The socket of a service manager.
 struct Manager(UnixDatagram);
@@ -122,6 +122,32 @@ fn ready_means_that_requests_are_answered() {
     kill_command().arg(child.id().to_string()).status().unwrap();
     assert!(child.wait().unwrap().success());
     assert_eq!(answer, Some(200));
+}
+
+/// A start that waits for an address asks for the time that this may take. What a reload says
+/// meanwhile would be taken for the end of the start.
+#[test]
+fn a_start_that_waits_asks_for_its_time_and_is_ready_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let manager = Manager::at(&dir.path().join("notify"));
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let listen = taken.local_addr().unwrap().to_string();
+    let settings =
+        [("LISTEN", listen.as_str()), ("ADMIN_LISTEN", "off"), ("CORES", "0"), ("BIND_WAIT", "1m")];
+    let mut command = command(dir.path(), &[], &settings);
+    command.env("NOTIFY_SOCKET", dir.path().join("notify")).stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    let waits = manager.next();
+    let longest: u64 = value(&waits, "EXTEND_TIMEOUT_USEC").unwrap().parse().unwrap();
+    assert!((90_000_000..=120_000_000).contains(&longest), "{longest}");
+    assert!(value(&waits, "STATUS").unwrap().contains(&listen), "{waits:?}");
+    assert_eq!((value(&waits, "READY"), value(&waits, "RELOADING")), (None, None));
+    signal(&child, "HUP");
+    drop(taken);
+    let ready = manager.next();
+    assert_eq!((value(&ready, "READY"), value(&ready, "RELOADING")), (Some("1"), None));
+    kill_command().arg(child.id().to_string()).status().unwrap();
+    assert!(child.wait().unwrap().success());
 }
 
 /// Bad settings change nothing, and the reload has ended all the same.

@@ -6,14 +6,51 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::{Child, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
+use rustix::termios::{Action, LocalModes, Winsize, tcflow, tcgetattr, tcsetwinsize};
 
 use crate::support::{PATIENCE, Server, command, signal};
+
+/// More than one look of the command at its terminal.
+const LOOKS: Duration = Duration::from_millis(300);
+
+/// Our end of a pseudoterminal, and the name of the other one.
+fn pseudoterminal() -> (File, String) {
+    let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+    grantpt(&ours).unwrap();
+    unlockpt(&ours).unwrap();
+    let name = ptsname(&ours, Vec::new()).unwrap();
+    (File::from(ours), name.into_string().unwrap())
+}
+
+/// The command on the terminal of this name, of which the second value is another handle.
+fn spawn(name: &str, dir: &Path, url: &str, settings: &[(&str, &str)]) -> (Child, File) {
+    let open = || File::options().read(true).write(true).open(name).unwrap();
+    let theirs = open();
+    resize(&theirs, 100, 30);
+    let mut top = command(dir, &["top", url, "--every", "200ms"], settings);
+    top.env("TERM", "xterm-256color").stdin(Stdio::from(open())).stdout(Stdio::from(open()));
+    let child = top.stderr(Stdio::from(open())).process_group(0).spawn().unwrap();
+    (child, theirs)
+}
+
+/// Its status; waits for that.
+fn status_of(child: &mut Child) -> Option<i32> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(ended) = child.try_wait().unwrap() {
+            return ended.code();
+        }
+        assert!(Instant::now() < deadline, "it goes on");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
 
 /// The command in its terminal.
 struct Top {
@@ -29,17 +66,8 @@ struct Top {
 impl Top {
     fn start(url: &str, settings: &[(&str, &str)]) -> Top {
         let dir = tempfile::tempdir().unwrap();
-        let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-        grantpt(&ours).unwrap();
-        unlockpt(&ours).unwrap();
-        let name = ptsname(&ours, Vec::new()).unwrap();
-        let open = || File::options().read(true).write(true).open(name.to_str().unwrap()).unwrap();
-        let theirs = open();
-        resize(&theirs, 100, 30);
-        let mut top = command(dir.path(), &["top", url, "--every", "200ms"], settings);
-        top.env("TERM", "xterm-256color").stdin(Stdio::from(open())).stdout(Stdio::from(open()));
-        let child = top.stderr(Stdio::from(open())).process_group(0).spawn().unwrap();
-        let ours = File::from(ours);
+        let (ours, name) = pseudoterminal();
+        let (child, theirs) = spawn(&name, dir.path(), url, settings);
         let (sender, drawn) = channel();
         let mut reader = ours.try_clone().unwrap();
         std::thread::spawn(move || {
@@ -73,15 +101,7 @@ impl Top {
     /// Waits for the end, and checks that the terminal is as it was.
     fn ended(mut self, status: Option<i32>) {
         self.wait("\u{1b}[?1049l");
-        let deadline = Instant::now() + PATIENCE;
-        let ended = loop {
-            if let Some(ended) = self.child.try_wait().unwrap() {
-                break ended;
-            }
-            assert!(Instant::now() < deadline, "it goes on");
-            std::thread::sleep(Duration::from_millis(10));
-        };
-        assert_eq!(ended.code(), status);
+        assert_eq!(status_of(&mut self.child), status);
         let modes = tcgetattr(&self.theirs).unwrap().local_modes;
         assert!(
             modes.contains(LocalModes::ECHO | LocalModes::ICANON | LocalModes::ISIG),
@@ -153,6 +173,53 @@ fn a_server_that_is_gone_is_seen() {
     top.wait("refused");
     top.press("q");
     top.ended(Some(0));
+}
+
+/// What comes while it draws is there when it looks at its terminal again, all of it at once.
+///
+/// Rows: the signal of a new size comes with the keys; these, of which the last one ends it.
+#[test]
+fn keys_are_read_whatever_comes_with_them() {
+    let server = Server::start(&[]);
+    let url = format!("http://{}", server.admin);
+    let paste = "x".repeat(3000) + "q";
+    for (resized, keys) in [(true, "q"), (true, "\t\tq"), (false, &paste), (true, &paste)] {
+        let mut top = Top::start(&url, &[]);
+        top.wait("Ready");
+        // Its output is stopped as by Control-S. It has something to draw, and waits for that.
+        tcflow(&top.theirs, Action::OOff).unwrap();
+        resize(&top.theirs, 60, 20);
+        std::thread::sleep(LOOKS);
+        if resized {
+            signal(&top.child, "WINCH");
+            std::thread::sleep(LOOKS);
+        }
+        top.press(keys);
+        tcflow(&top.theirs, Action::OOn).unwrap();
+        top.ended(Some(0));
+    }
+}
+
+/// Whoever closes the window of a terminal is told of nothing any more, and no processor is busy
+/// for that. The command has no controlling terminal here, so no SIGHUP ends it.
+#[test]
+fn a_terminal_that_is_closed_ends_it() {
+    let server = Server::start(&[]);
+    let dir = tempfile::tempdir().unwrap();
+    let (mut ours, name) = pseudoterminal();
+    let url = format!("http://{}", server.admin);
+    let (mut child, theirs) = spawn(&name, dir.path(), &url, &[]);
+    drop(theirs);
+    let (mut text, mut buffer) = (String::new(), [0; 4096]);
+    while !text.contains("Ready") {
+        let mut fds = [PollFd::new(&ours, PollFlags::IN)];
+        let drawn = poll(&mut fds, Some(&PATIENCE.try_into().unwrap())).unwrap();
+        assert_eq!(drawn, 1, "{}", text.escape_debug());
+        let read = ours.read(&mut buffer).unwrap();
+        text += &String::from_utf8_lossy(&buffer[..read]);
+    }
+    drop(ours);
+    assert_eq!(status_of(&mut child), Some(0));
 }
 
 #[test]

@@ -856,6 +856,7 @@ pub fn signal(process: &Child, name: &str) {
         "TERM" => Signal::TERM,
         "USR1" => Signal::USR1,
         "USR2" => Signal::USR2,
+        "WINCH" => Signal::WINCH,
         _ => panic!("signal {name} is not in this table"),
     };
     rustix::process::kill_process(Pid::from_child(process), signal).unwrap();
