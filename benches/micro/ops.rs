@@ -29,7 +29,6 @@ use millrace::internals::store::{Integrity, Sums};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-
 /// One operation: `group/name`, and how to make it ready to run.
 pub struct Op {
     pub name: &'static str,

@@ -138,8 +138,12 @@ fn content_args() -> [Arg; 8] {
         option(FORM, "FORM", "What payloads are in: {\"data\":[…]}, an array, or lines")
             .default_value("collection")
             .value_parser(form),
-        file(BODY_FILE, "Send this body instead, as it is")
-            .conflicts_with_all([PAYLOADS, PAYLOAD_BYTES, SHAPE, FORM]),
+        file(BODY_FILE, "Send this body instead, as it is").conflicts_with_all([
+            PAYLOADS,
+            PAYLOAD_BYTES,
+            SHAPE,
+            FORM,
+        ]),
         option(COMPRESS, "CODING", "Compress bodies").value_parser(coding),
         option(HEADER, "FIELD", "A further header field, 'NAME: VALUE'; may be repeated")
             .short('H')

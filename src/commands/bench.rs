@@ -94,7 +94,8 @@ pub fn run(options: &LoadOptions) -> Result<Exit, String> {
     allow_files(volume.connections)?;
     // Before a run of minutes, not after it.
     let histogram = options.histogram.as_deref().map(create).transpose()?;
-    let interrupted = signals::stop_flag().map_err(|error| format!("no signal handlers: {error}"))?;
+    let interrupted =
+        signals::stop_flag().map_err(|error| format!("no signal handlers: {error}"))?;
     let plan = probe(&target, requests, options)?;
     let clock = LoadClock::new(volume.warm_up, volume.duration, volume.timeout);
     let run = LoadRun::new(plan, clock);
@@ -114,7 +115,9 @@ pub fn run(options: &LoadOptions) -> Result<Exit, String> {
         let written = hgrm::write(&mut file, &tally.latency).and_then(|()| file.flush());
         written.map_err(|error| format!("--histogram {}: {error}", path.display()))?;
     }
-    print(|out| if options.json { writeln!(out, "{:#}", report.json()) } else { report.write(out) })?;
+    print(
+        |out| if options.json { writeln!(out, "{:#}", report.json()) } else { report.write(out) },
+    )?;
     Ok(if tally.successes() > 0 { Exit::Clean } else { Exit::Unstored })
 }
 

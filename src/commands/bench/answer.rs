@@ -49,14 +49,22 @@ enum Part {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Chunk {
     /// The size as far as it is read, and bytes of its line.
-    Size { size: u64, read: usize },
+    Size {
+        size: u64,
+        read: usize,
+    },
     /// What follows a size, up to the end of the line.
-    Extension { size: u64, read: usize },
+    Extension {
+        size: u64,
+        read: usize,
+    },
     Data(u64),
     /// The line end behind the data.
     DataEnd,
     /// Bytes of a line behind the last chunk; an empty one ends the answer.
-    Trailer { read: usize },
+    Trailer {
+        read: usize,
+    },
 }
 
 impl AnswerReader {
@@ -162,8 +170,7 @@ impl AnswerReader {
                 let (data, behind) = bytes.split_at(here as usize);
                 self.keep(data);
                 bytes = behind;
-                chunk =
-                    if missing == here { Chunk::DataEnd } else { Chunk::Data(missing - here) };
+                chunk = if missing == here { Chunk::DataEnd } else { Chunk::Data(missing - here) };
                 continue;
             }
             bytes = rest;
@@ -284,11 +291,7 @@ mod tests {
             ),
             ("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", ok, ""),
             ("HTTP/1.1 204 No\r\n\r\n", LoadAnswer { status: 204, ..ok }, ""),
-            (
-                "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\na",
-                ok,
-                "a",
-            ),
+            ("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\na", ok, "a"),
             (
                 "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\na;x=y\r\n0123456789\r\n0\r\nt: u\r\n\r\n",
                 ok,
@@ -297,11 +300,7 @@ mod tests {
             ("HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n0\r\n\r\n", ok, ""),
             ("HTTP/1.1 200 OK\r\n\r\nto the\tend", closing, "to the end"),
             ("HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\nok", closing, "ok"),
-            (
-                "HTTP/1.0 200 OK\r\ncontent-length: 2\r\nconnection: Keep-Alive\r\n\r\nok",
-                ok,
-                "ok",
-            ),
+            ("HTTP/1.0 200 OK\r\ncontent-length: 2\r\nconnection: Keep-Alive\r\n\r\nok", ok, "ok"),
             (
                 "HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: upgrade, close\r\n\r\n",
                 closing,

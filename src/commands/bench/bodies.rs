@@ -194,7 +194,8 @@ fn token(file: Option<&Path>) -> Result<Option<String>, String> {
         Some(path) => {
             // It may be a pipe: `--token-file <(pass show ingest)`.
             let mut text = String::new();
-            let read = File::open(path).and_then(|f| f.take(TOKEN_MAX + 1).read_to_string(&mut text));
+            let read =
+                File::open(path).and_then(|f| f.take(TOKEN_MAX + 1).read_to_string(&mut text));
             read.map_err(|error| format!("--token-file {}: {error}", path.display()))?;
             (text, format!("--token-file {}", path.display()))
         }
@@ -348,7 +349,9 @@ mod tests {
         assert!(requests.requests.iter().all(|r| r.body_bytes == body.len()));
         assert_eq!(requests.body_bytes(), body.len() as f64);
         assert!(
-            head.starts_with("POST /payloads?x=1 HTTP/1.1\r\nhost: [::1]:8080\r\nuser-agent: millrace-bench/"),
+            head.starts_with(
+                "POST /payloads?x=1 HTTP/1.1\r\nhost: [::1]:8080\r\nuser-agent: millrace-bench/"
+            ),
             "{head}"
         );
         assert!(head.ends_with(&format!("content-length: {}\r\n\r\n", body.len())), "{head}");

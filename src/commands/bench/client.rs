@@ -202,8 +202,8 @@ impl LoadLoop {
         let LoadPlan { connections, threads, rate, .. } = run.plan;
         let start = run.clock.start;
         let own = connections / threads + usize::from(at < connections % threads);
-        let timetable = rate
-            .map(|rate| Timetable::new(start, f64::from(rate), at, threads, Arrivals::Steady));
+        let timetable =
+            rate.map(|rate| Timetable::new(start, f64::from(rate), at, threads, Arrivals::Steady));
         let longest = run.clock.cut().saturating_duration_since(start);
         let mut tally = LoadTally::new(longest);
         tally.keeping.own_delay = timetable.is_some().then(|| latency_histogram(longest));
@@ -329,7 +329,9 @@ impl LoadLoop {
             let waited = now.saturating_duration_since(since);
             match state {
                 LoadState::Busy if waited >= timeout => {
-                    self.fail(index, LoadError::Timeout, || format!("no answer within {timeout:?}"));
+                    self.fail(index, LoadError::Timeout, || {
+                        format!("no answer within {timeout:?}")
+                    });
                 }
                 LoadState::Connecting | LoadState::Shaking
                     if waited >= timeout.min(CONNECT_TIMEOUT) =>
@@ -366,11 +368,13 @@ impl LoadLoop {
     /// Waits for events, and counts the time in which there was nothing to do.
     fn poll(&mut self, events: &mut Vec<epoll::Event>, now: Instant) -> io::Result<()> {
         let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
-        let look = |events: &mut Vec<epoll::Event>| {
-            match epoll::wait(&self.epoll, spare_capacity(events), Some(&at_once)) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
-                Err(error) => Err(error),
-            }
+        let look = |events: &mut Vec<epoll::Event>| match epoll::wait(
+            &self.epoll,
+            spare_capacity(events),
+            Some(&at_once),
+        ) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(error) => Err(error),
         };
         look(events)?;
         if !events.is_empty() {
@@ -395,7 +399,8 @@ impl LoadLoop {
     /// Begins connection `index`.
     fn connect(&mut self, index: usize, now: Instant) {
         let conn = &mut self.conns[index];
-        (conn.state, conn.since, conn.answer) = (LoadState::Connecting, now, AnswerReader::default());
+        (conn.state, conn.since, conn.answer) =
+            (LoadState::Connecting, now, AnswerReader::default());
         self.connecting += 1;
         let (address, tls) = (self.run.plan.address, self.run.plan.tls.as_ref());
         let wire = begin_to_connect(address).and_then(|stream| {
@@ -545,7 +550,9 @@ impl LoadLoop {
         let Some(wire) = &mut conn.wire else { return };
         let bytes = match wire.read(buffer) {
             Ok(bytes) => bytes,
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
+            Err(error)
+                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) =>
+            {
                 if conn.state == LoadState::Shaking {
                     self.shake(index);
                 }
@@ -569,7 +576,9 @@ impl LoadLoop {
                 self.close(index, rt::now());
             }
             LoadState::Free | LoadState::Paused => {
-                self.fail(index, LoadError::BadAnswer, || "bytes that answer no request".to_owned());
+                self.fail(index, LoadError::BadAnswer, || {
+                    "bytes that answer no request".to_owned()
+                });
             }
             LoadState::Busy if bytes.is_empty() => match conn.answer.end() {
                 Some(answer) => self.answered(index, answer),
@@ -669,9 +678,7 @@ impl LoadLoop {
                 self.connecting -= 1;
                 self.run.clock.measures(now)
             }
-            LoadState::Closed | LoadState::Free | LoadState::Paused => {
-                self.run.clock.measures(now)
-            }
+            LoadState::Closed | LoadState::Free | LoadState::Paused => self.run.clock.measures(now),
         };
         if counts {
             *self.tally.outcomes.errors.entry(kind).or_default() += 1;

@@ -26,7 +26,8 @@ pub(super) fn write(out: &mut dyn Write, latency: &Histogram<u64>) -> io::Result
     let mut count = 0;
     for line in latency.iter_quantiles(TICKS_PER_HALF_DISTANCE) {
         count += line.count_since_last_iteration();
-        let (value, quantile) = (line.value_iterated_to() as f64 / UNIT, line.quantile_iterated_to());
+        let (value, quantile) =
+            (line.value_iterated_to() as f64 / UNIT, line.quantile_iterated_to());
         write!(out, "{value:12.3} {quantile:2.12} {count:10}")?;
         if quantile < 1.0 {
             write!(out, " {:14.2}", 1.0 / (1.0 - quantile))?;

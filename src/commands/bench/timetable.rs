@@ -57,9 +57,17 @@ impl Timetable {
 
     /// How many requests are due before `end` and were not taken.
     pub fn left(&self, end: Instant) -> u64 {
-        let end = end.saturating_duration_since(self.start).as_secs_f64();
-        // The mean of random gaps is exact enough for what will never be sent.
-        ((end - self.next).max(0.0) / self.gap).ceil() as u64
+        let end = end.saturating_duration_since(self.start);
+        let due = |n: u64| {
+            Duration::from_secs_f64(match self.arrivals {
+                Arrivals::Steady => self.offset + (self.number + n) as f64 * self.gap,
+                // The mean is exact enough for what will never be sent.
+                Arrivals::Random(_) => self.next + n as f64 * self.gap,
+            })
+        };
+        let nearly = (end.as_secs_f64() - self.next).max(0.0) / self.gap;
+        // Rounding may have it off by one.
+        ((nearly as u64).saturating_sub(1)..).find(|n| due(*n) >= end).unwrap_or(0)
     }
 }
 
