@@ -158,7 +158,8 @@ fn probe(
     let mut last = String::new();
     for address in &target.addresses {
         let plan = LoadPlan { only_one: true, ..plan(target, *address, requests, volume, 1) };
-        let clock = LoadClock::new(Duration::ZERO, volume.timeout, Duration::ZERO);
+        // It ends with its one request, which takes two time-outs at most.
+        let clock = LoadClock::new(Duration::ZERO, volume.timeout * 3, volume.timeout);
         let run = LoadRun::new(plan, clock);
         let looped = LoadLoop::new(run.clone(), 0).and_then(LoadLoop::run);
         let tally = looped.map_err(|error| format!("the load generator failed: {error}"))?;
@@ -201,7 +202,9 @@ fn refused_probe(
         };
         return Err((*kind, text));
     }
-    let Some((status, _)) = tally.outcomes.answers.first_key_value() else { return Ok(()) };
+    let Some((status, _)) = tally.outcomes.answers.first_key_value() else {
+        return Err((LoadError::Timeout, format!("{url}: no answer")));
+    };
     let has_token = has_token_file || std::env::var_os(bodies::TOKEN_VARIABLE).is_some();
     let remedy = match status {
         401 | 403 if has_token => "the server does not accept this token",

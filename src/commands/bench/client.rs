@@ -241,7 +241,7 @@ impl LoadLoop {
                 break;
             }
             self.begin_what_is_due(now, end);
-            self.poll(&mut events, now)?;
+            self.poll(&mut events)?;
             for event in events.drain(..) {
                 self.on_event(event.data.u64() as usize, event.flags, &mut buffer);
             }
@@ -269,6 +269,7 @@ impl LoadLoop {
 
     /// What is unanswered or unsent at the end.
     fn finish(&mut self) {
+        self.time_out(rt::now());
         for index in 0..self.conns.len() {
             if self.conns[index].state == LoadState::Busy {
                 self.fail(index, LoadError::Unfinished, String::new);
@@ -366,7 +367,8 @@ impl LoadLoop {
     }
 
     /// Waits for events, and counts the time in which there was nothing to do.
-    fn poll(&mut self, events: &mut Vec<epoll::Event>, now: Instant) -> io::Result<()> {
+    fn poll(&mut self, events: &mut Vec<epoll::Event>) -> io::Result<()> {
+        let began = rt::now();
         let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
         let look = |events: &mut Vec<epoll::Event>| match epoll::wait(
             &self.epoll,
@@ -380,19 +382,18 @@ impl LoadLoop {
         if !events.is_empty() {
             return Ok(());
         }
-        let wait = self.wait(rt::now());
+        let wait = self.wait(began);
         if wait.is_zero() {
-            self.spent.idle += rt::since(now);
+            self.spent.idle += rt::since(began);
             return Ok(());
         }
         // Timeouts of epoll_wait are whole milliseconds.
-        let slept = rt::now();
         let wait = Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: wait.subsec_nanos().into() };
         match poll(&mut [PollFd::new(&self.epoll, PollFlags::IN)], Some(&wait)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
-        self.spent.idle += rt::since(slept);
+        self.spent.idle += rt::since(began);
         Ok(look(events)?)
     }
 

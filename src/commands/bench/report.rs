@@ -81,7 +81,7 @@ impl LoadReport<'_> {
     /// Share of the connections' time in which a closed loop did not send, as it was told.
     fn paused(&self) -> f64 {
         let all = self.seconds() * self.plan().connections as f64;
-        self.tally.keeping.paused.as_secs_f64() / all.max(1e-9)
+        (self.tally.keeping.paused.as_secs_f64() / all.max(1e-9)).min(1.0)
     }
 
     /// What a reader must know before the figures.

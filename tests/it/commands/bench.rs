@@ -274,7 +274,8 @@ fn refusals_are_counted_and_not_hammered() {
 #[test]
 fn what_goes_wrong_is_counted_by_its_kind_and_the_run_goes_on() {
     const CUT: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n";
-    let flaws: [(fn() -> Step, &str, &str); 4] = [
+    type Flaw = fn() -> Step;
+    let flaws: [(Flaw, &str, &str); 4] = [
         (|| Step::HangUp, "lost", "closed the connection before an answer"),
         (|| Step::Last(CUT), "lost", "before the end of an answer"),
         (|| Step::Say("220 smtp\r\n"), "bad_answer", "not an answer of HTTP/1.1"),
