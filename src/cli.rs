@@ -4,6 +4,7 @@
 //! Every command accepts every setting, because each validates the whole configuration. Its
 //! `--help` shows only those that it reads; `millrace --help` shows them all.
 
+mod load;
 pub mod manual;
 
 use std::ffi::OsString;
@@ -14,6 +15,7 @@ use clap::builder::ValueParser;
 use clap::{Arg, ArgAction, ArgMatches};
 use clap_complete::Shell;
 
+use crate::commands::bench::LoadOptions;
 use crate::commands::check::CheckOptions;
 use crate::commands::dead_letters::LetterFilter;
 use crate::commands::debug_bundle::{BundleOptions, TIME_MAX};
@@ -41,6 +43,8 @@ pub enum Command {
     Man { dir: PathBuf },
     /// Print a completion script.
     Completion { shell: Shell },
+    /// Put load on a server, and report what it did.
+    Bench(LoadOptions),
     /// List the dead letters.
     DeadLetterLs { filter: LetterFilter },
     /// Print what is known of dead letters, or their objects.
@@ -138,6 +142,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, cla
             let shell = *matches.get_one::<Shell>(SHELL).expect("clap requires it");
             (Command::Completion { shell }, matches)
         }
+        Some(("bench", matches)) => (Command::Bench(load::options(matches)), matches),
         Some(("tap", matches)) => {
             let rate = *matches.get_one::<u16>(RATE).expect("it has a default");
             (Command::Tap(TapOptions { url: matches.get_one(URL).cloned(), rate }), matches)
@@ -315,6 +320,7 @@ fn command_line() -> clap::Command {
         .subcommand(completion_command())
         .subcommand(top_command())
         .subcommand(tap_command())
+        .subcommand(load::command())
 }
 
 /// An option without a value.
@@ -724,6 +730,8 @@ mod tests {
             "millrace tap --rate 0",
             "millrace tap --rate 101",
             "millrace spool ls a b",
+            "millrace bench",
+            "millrace bench http://x http://y",
             "millrace man",
             "millrace debug",
             "millrace debug bundle --seconds 601",
@@ -795,6 +803,11 @@ mod tests {
             ("top", &["[URL]", "--every"], ADMIN.to_vec()),
             ("tap", &["[URL]", "--rate"], ADMIN.to_vec()),
             ("spool bench", &["[DIR]"], vec!["SPOOL_DIR", "CORES"]),
+            (
+                "bench",
+                &["<URL>", "--rate <N>", "--token-file <FILE>", "--json", "--histogram <FILE>"],
+                vec![],
+            ),
             ("serve", &[], vec![]),
             ("check", &["--put", "--running", "--starting", "--json", "--deny-warnings"], vec![]),
             ("health", &["[URL]", "--ready"], vec!["ADMIN_LISTEN"]),

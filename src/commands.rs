@@ -1,7 +1,8 @@
-//! The commands other than `serve`: [`check`], [`health`], [`debug_bundle`], in [`dead_letters`] those
-//! on dead letters, and in [`spool`] those on a spool.
+//! The commands other than `serve`: [`check`], [`health`], [`debug_bundle`], [`bench`], in
+//! [`dead_letters`] those on dead letters, and in [`spool`] those on a spool.
 
 pub mod ask;
+pub mod bench;
 pub mod check;
 pub mod dead_letters;
 pub mod debug_bundle;

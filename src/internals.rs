@@ -15,6 +15,22 @@ pub mod cli {
 pub mod coding {
     pub use crate::coding::{Coding, Compression};
 }
+pub mod commands {
+    pub mod bench {
+        pub mod bodies {
+            pub use crate::commands::bench::bodies::records;
+        }
+        pub mod event {
+            pub use crate::commands::bench::event::event;
+        }
+        pub mod timetable {
+            pub use crate::commands::bench::timetable::{Arrivals, Timetable};
+        }
+        pub mod wire {
+            pub use crate::commands::bench::wire::{LoadWire, WireTls};
+        }
+    }
+}
 pub mod config {
     pub use crate::config::{
         Ack, BatchOptions, Checksum, Config, ConfigErrors, Effective, Environment, FaultPlan,

@@ -63,6 +63,10 @@ fn start() -> ExitCode {
         Command::Completion { shell } => {
             commands::print(|out| cli::manual::write_completion(shell, out)).map(|()| Exit::Clean)
         }
+        Command::Bench(options) => {
+            signals::for_command();
+            commands::bench::run(&options)
+        }
         command => run(command, invocation.flags),
     };
     let exit = outcome.unwrap_or_else(|error| {
@@ -135,7 +139,8 @@ fn run_command(command: Command, config: Config, effective: &Effective) -> Resul
         Command::Serve
         | Command::Health { .. }
         | Command::Man { .. }
-        | Command::Completion { .. } => unreachable!("done above"),
+        | Command::Completion { .. }
+        | Command::Bench(_) => unreachable!("done above"),
         Command::Check(options) => commands::check::run(&config, effective, options),
         Command::DebugBundle(options) => commands::debug_bundle::run(&config, effective, &options),
         Command::Tap(options) => commands::tap::run(&config, effective, &options),

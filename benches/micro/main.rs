@@ -8,8 +8,6 @@
 #![allow(clippy::disallowed_methods, reason = "a bench is not on a core of the server")]
 #![deny(unsafe_code)]
 
-#[path = "../throughput/client/event.rs"]
-mod event;
 mod instructions;
 mod ops;
 

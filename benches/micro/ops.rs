@@ -6,6 +6,7 @@ use std::sync::Arc;
 use millrace::internals::batch::encoder::{Encoder, EncoderShared, lines};
 use millrace::internals::budget::Padded;
 use millrace::internals::coding::Compression;
+use millrace::internals::commands::bench::event::event;
 use millrace::internals::config::{Checksum, Config, ObjectBody};
 use millrace::internals::http::head::{BodyFraming, HeadTracker, check};
 use millrace::internals::http::parse::{BodyForm, Scratch, parse};
@@ -27,8 +28,6 @@ use millrace::internals::store::s3::direct::{Destination, Identity, Put, Signer,
 use millrace::internals::store::{Integrity, Sums};
 use serde::Deserialize;
 use serde_json::value::RawValue;
-
-use crate::event::event;
 
 /// One operation: `group/name`, and how to make it ready to run.
 pub struct Op {

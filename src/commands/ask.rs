@@ -133,6 +133,11 @@ impl PageUrl {
         self.url.path() != "/"
     }
 
+    /// The parsed URL, of `http` or `https` and with a host.
+    pub(super) fn url(&self) -> &Url {
+        &self.url
+    }
+
     /// The whole URL.
     pub fn as_str(&self) -> &str {
         self.url.as_str()
@@ -250,7 +255,8 @@ impl PageUrl {
         Err(last)
     }
 
-    fn server_name(&self) -> Result<ServerName<'static>, String> {
+    /// Whose certificate the server must have.
+    pub(super) fn server_name(&self) -> Result<ServerName<'static>, String> {
         match self.url.host() {
             Some(Host::Ipv4(ip)) => Ok(std::net::IpAddr::from(ip).into()),
             Some(Host::Ipv6(ip)) => Ok(std::net::IpAddr::from(ip).into()),
@@ -390,10 +396,18 @@ impl Write for BoundedStream {
     }
 }
 
+/// TLS settings of a client that accepts whoever has the key of the certificate that it presents.
+///
+/// # Errors
+/// One sentence: the provider of cryptography cannot be used.
+pub(super) fn any_certificate() -> Result<Arc<ClientConfig>, String> {
+    Trust::Anybody.client_config()
+}
+
 impl Trust {
     fn client_config(&self) -> Result<Arc<ClientConfig>, String> {
         let certificates = match self {
-            Trust::Roots => return tls_client_config(),
+            Trust::Roots => return tls_client_config(&[]),
             Trust::Anybody => None,
             Trust::Own(files) => Some(files.iter().filter_map(first_certificate).collect()),
         };

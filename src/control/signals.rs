@@ -17,12 +17,13 @@
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::flag;
 use signal_hook::low_level::pipe;
 
 use crate::control::Exit;
@@ -79,6 +80,21 @@ const ENDING: u8 = 2;
 pub fn for_command() {
     ignore(libc::SIGXFSZ);
     ignore(libc::SIGXCPU);
+}
+
+/// Has SIGINT and SIGTERM set the flag that is returned, for a command that then ends with what it
+/// has. A second one ends the process.
+///
+/// # Errors
+/// The kernel refuses the handlers.
+pub fn stop_flag() -> io::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        // First, so that it sees the flag as it was before this signal.
+        flag::register_conditional_default(signal, stop.clone())?;
+        flag::register(signal, stop.clone())?;
+    }
+    Ok(stop)
 }
 
 /// Installs the handlers of a server, even if its parent had ignored or blocked signals (`nohup`, a

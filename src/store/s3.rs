@@ -50,16 +50,17 @@ mod tunnel;
 
 use std::sync::Arc;
 
+use futures_rustls::pki_types::CertificateDer;
 use futures_rustls::rustls::ClientConfig;
 
 use shared::Location;
 pub use shared::S3Shared;
 pub use start::{Overrides, Probed, S3Control, S3Target, StartError, prepare, start};
 
-/// TLS settings of a client that trusts what the clients of the store trust by default.
+/// TLS settings of a client that trusts what the clients of the store trust by default, and `extra`.
 ///
 /// # Errors
-/// An `AWS_CA_BUNDLE` that cannot be used, in one sentence.
-pub fn tls_client_config() -> Result<Arc<ClientConfig>, String> {
-    tls::client_config(&[])
+/// An `AWS_CA_BUNDLE` or a certificate of `extra` that cannot be used, in one sentence.
+pub fn tls_client_config(extra: &[CertificateDer<'static>]) -> Result<Arc<ClientConfig>, String> {
+    tls::client_config(extra)
 }

@@ -154,6 +154,7 @@ mod process {
 
 /// The commands beside the server.
 mod commands {
+    mod bench;
     mod bundle;
     mod check;
     mod command_line;

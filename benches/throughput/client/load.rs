@@ -11,14 +11,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
+use millrace::internals::commands::bench::timetable::{Arrivals, Timetable};
+use millrace::internals::commands::bench::wire::{LoadWire, WireTls};
 use mio::event::Event;
 use mio::net::TcpStream;
 use mio::{Interest, Registry};
-use tokio_rustls::rustls::ClientConfig;
 
 use super::h2::{self, H2};
 use super::traffic::Traffic;
-use super::wire::{Wire, tls_settings};
+use super::wire::{is_ready, tls_settings};
 use super::{Phase, Share, empty_histogram, load_token};
 use crate::lanes::{self, Kind, Lane};
 
@@ -30,14 +31,14 @@ pub(super) struct Load {
     kind: Kind,
     traffic: Arc<Traffic>,
     /// Set if connections have TLS.
-    tls: Option<Arc<ClientConfig>>,
+    tls: Option<WireTls>,
     turn: usize,
     conns: Vec<Conn>,
     /// Those that are to be replaced.
     ended: Vec<usize>,
     conns_wanted: usize,
     connecting: usize,
-    arrivals: Option<Arrivals>,
+    arriving: Option<Arriving>,
     /// Connections with nothing to do, the longest idle first.
     free: VecDeque<usize>,
     phase: Phase,
@@ -48,7 +49,7 @@ pub(super) struct Load {
 }
 
 struct Conn {
-    wire: Wire,
+    wire: LoadWire<TcpStream>,
     /// Set if it speaks HTTP/2.
     h2: Option<H2>,
     state: State,
@@ -79,24 +80,26 @@ struct Due {
     measured: bool,
 }
 
-/// An open loop's timetable: independent clients, so the gaps are exponential.
-struct Arrivals {
-    mean: Duration,
+/// The requests of an open loop: of independent clients, so the gaps are exponential.
+struct Arriving {
+    /// Per second, in this loop.
+    rate: f64,
     rng: fastrand::Rng,
-    next: Option<Instant>,
+    /// Set once it has begun.
+    timetable: Option<Timetable>,
     /// Due, but no connection was free.
     late: VecDeque<Due>,
 }
 
 impl Load {
     pub(super) fn new(share: Share, traffic: Arc<Traffic>) -> Load {
-        let arrivals = match share.lane.kind {
+        let arriving = match share.lane.kind {
             Kind::Open { rate, .. } => {
                 let rate = rate.expect("decided before the round") / share.of as f64;
-                Some(Arrivals {
-                    mean: Duration::from_secs_f64(1.0 / rate),
+                Some(Arriving {
+                    rate,
                     rng: fastrand::Rng::with_seed(share.seed ^ ((share.at as u64) << 32)),
-                    next: None,
+                    timetable: None,
                     late: VecDeque::new(),
                 })
             }
@@ -112,7 +115,7 @@ impl Load {
             ended: Vec::new(),
             conns_wanted: share.connections(),
             connecting: 0,
-            arrivals,
+            arriving,
             free: VecDeque::new(),
             phase: Phase::Waiting,
             in_flight: 0,
@@ -163,9 +166,9 @@ impl Load {
         now: Instant,
     ) -> Option<Conn> {
         let stream = TcpStream::connect(target).ok()?;
-        let mut wire = Wire::new(stream, self.tls.as_ref()).ok()?;
+        let mut wire = LoadWire::new(stream, self.tls.as_ref()).ok()?;
         let interest = Interest::READABLE | Interest::WRITABLE;
-        registry.register(&mut wire.stream, load_token(index), interest).ok()?;
+        registry.register(wire.stream_mut(), load_token(index), interest).ok()?;
         self.connecting += 1;
         let due = Due { at: now, measured: self.phase == Phase::Measured };
         let h2 = (self.lane.wire == lanes::Wire::H2).then(H2::default);
@@ -173,20 +176,21 @@ impl Load {
     }
 
     fn send_what_is_due(&mut self, now: Instant) {
-        let Some(arrivals) = &mut self.arrivals else { return };
+        let Some(arriving) = &mut self.arriving else { return };
         let measured = self.phase == Phase::Measured;
         if self.phase <= Phase::Measured {
-            let mut next = arrivals.next.unwrap_or(now);
-            while next <= now {
-                arrivals.late.push_back(Due { at: next, measured });
-                next += arrivals.mean.mul_f64(-(1.0 - arrivals.rng.f64()).ln());
+            let Arriving { rate, rng, timetable, late } = arriving;
+            let random = || Timetable::new(now, *rate, 0, 1, Arrivals::Random(rng.clone()));
+            let timetable = timetable.get_or_insert_with(random);
+            while timetable.next() <= now {
+                late.push_back(Due { at: timetable.next(), measured });
+                timetable.advance();
             }
-            arrivals.next = Some(next);
         }
-        while let Some(due) = self.arrivals.as_ref().and_then(|a| a.late.front().copied())
+        while let Some(due) = self.arriving.as_ref().and_then(|a| a.late.front().copied())
             && let Some(index) = self.free.pop_front()
         {
-            self.arrivals.as_mut().expect("just seen").late.pop_front();
+            self.arriving.as_mut().expect("just seen").late.pop_front();
             // What fails here fails again when the answer is read.
             let _seen_by_the_reader = self.send(index, due);
         }
@@ -195,10 +199,10 @@ impl Load {
     /// How long the loop may wait before [`Load::tick`] has something to do. An open loop does not
     /// wait at all: to be woken late would look like the server's latency.
     pub(super) fn wait(&self, now: Instant) -> Duration {
-        match &self.arrivals {
-            Some(arrivals) if self.phase <= Phase::Measured => match arrivals.next {
-                Some(next) => {
-                    let left = next.saturating_duration_since(now);
+        match &self.arriving {
+            Some(arriving) if self.phase <= Phase::Measured => match &arriving.timetable {
+                Some(timetable) => {
+                    let left = timetable.next().saturating_duration_since(now);
                     if left < Duration::from_millis(2) { Duration::ZERO } else { left / 2 }
                 }
                 None => Duration::MAX,
@@ -209,7 +213,7 @@ impl Load {
 
     /// Requests not answered, or due and not sent.
     pub(super) fn outstanding(&self) -> u64 {
-        self.in_flight + self.arrivals.as_ref().map_or(0, |a| a.late.len() as u64)
+        self.in_flight + self.arriving.as_ref().map_or(0, |a| a.late.len() as u64)
     }
 
     pub(super) fn open(&self) -> u64 {
@@ -230,10 +234,10 @@ impl Load {
         if event.is_writable() {
             match conn.state {
                 State::Connecting => {
-                    if let Ok(Some(error)) | Err(error) = conn.wire.stream.take_error() {
+                    if let Ok(Some(error)) | Err(error) = conn.wire.stream().take_error() {
                         return Err(format!("cannot connect: {error}"));
                     }
-                    let _only_slower_without = conn.wire.stream.set_nodelay(true);
+                    let _only_slower_without = conn.wire.stream().set_nodelay(true);
                     conn.state = State::Shaking;
                     conn.wire.flush().map_err(|error| format!("no handshake: {error}"))?;
                     self.shake(index)?;
@@ -250,7 +254,7 @@ impl Load {
     /// The handshake may have gone on: if it is complete, or there is none, requests can be sent.
     fn shake(&mut self, index: usize) -> Result<(), String> {
         let conn = &mut self.conns[index];
-        if !conn.wire.is_ready()? {
+        if !is_ready(&conn.wire)? {
             return Ok(());
         }
         conn.state = State::Free;
@@ -384,7 +388,7 @@ impl Conn {
     fn end(&mut self) {
         self.wire.say_goodbye();
         self.state = State::Ended;
-        let _closed_by_its_drop = self.wire.stream.shutdown(Shutdown::Write);
+        let _closed_by_its_drop = self.wire.stream().shutdown(Shutdown::Write);
     }
 }
 

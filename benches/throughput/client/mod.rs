@@ -3,7 +3,6 @@
 //! busy it was is part of every result.
 
 mod batches;
-mod event;
 mod h2;
 mod load;
 mod sink;

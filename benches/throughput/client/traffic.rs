@@ -1,7 +1,9 @@
 //! The requests, made before anything is measured. Different ones of equal size, so that no branch
 //! predictor learns one.
 
-use super::event::event;
+use millrace::internals::commands::bench::bodies::records;
+use millrace::internals::commands::bench::event::event;
+
 use super::h2;
 use crate::lanes::{Lane, Shape, Wire};
 
@@ -49,24 +51,4 @@ fn request(rng: &mut fastrand::Rng, lane: &Lane) -> Vec<u8> {
         body.len()
     );
     (head + &body).into_bytes()
-}
-
-/// A JSON object of `bytes` bytes (never fewer than 40) as a client might send it: a few members,
-/// then as many records as fit, then filling.
-fn records(rng: &mut fastrand::Rng, bytes: usize) -> String {
-    const END: &str = r#"],"note":""}"#;
-    let mut text = format!(r#"{{"id":"{:08x}","ok":true,"items":["#, rng.u32(..));
-    loop {
-        let (x, y) = (rng.u32(..1_000_000), rng.u32(1_000_000..));
-        let comma = if text.ends_with('[') { "" } else { "," };
-        let item = format!(r#"{comma}{{"at":{y},"kind":"view","value":{x}.25}}"#);
-        if text.len() + item.len() + END.len() > bytes {
-            break;
-        }
-        text += &item;
-    }
-    let filling = bytes.saturating_sub(text.len() + END.len());
-    text += r#"],"note":""#;
-    text.extend((0..filling).map(|_| rng.alphanumeric()));
-    text + r#""}"#
 }
