@@ -6,7 +6,8 @@
 FROM rust:1.95-bookworm AS build
 WORKDIR /src
 COPY . .
-RUN cargo build --locked --profile dist --features top && mkdir /state
+ARG REVISION=unknown
+RUN MILLRACE_COMMIT=$REVISION cargo build --locked --profile dist --features top && mkdir /state
 
 # The bill of materials (CycloneDX) of a release, what is linked into the binary on x86-64 and on arm64:
 #   docker build --target sbom --output sbom .
@@ -26,7 +27,7 @@ FROM gcr.io/distroless/cc-debian12:nonroot
 ARG REVISION=unknown
 ARG CREATED=unknown
 LABEL org.opencontainers.image.title="millrace" \
-      org.opencontainers.image.description="Thread-per-core ingest server: JSON collections over HTTP in, every payload to Amazon S3" \
+      org.opencontainers.image.description="Thread-per-core ingest server: JSON over HTTP in, every payload to S3 or what speaks its protocol" \
       org.opencontainers.image.version="0.1.0" \
       org.opencontainers.image.revision="$REVISION" \
       org.opencontainers.image.created="$CREATED" \

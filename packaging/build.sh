@@ -41,6 +41,9 @@ version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 architecture=$(uname -m)
 
 if [ -z "$binary" ]; then
+    # For `millrace_build_info` and debug bundles.
+    MILLRACE_COMMIT=${MILLRACE_COMMIT:-$(git rev-parse HEAD 2>/dev/null || echo unknown)}
+    export MILLRACE_COMMIT
     cargo build --locked --profile dist --features top
     binary=target/dist/millrace
 fi
@@ -82,10 +85,13 @@ out=$stage/out
 cargo deb --no-build --no-strip --quiet --deb-revision "$revision" --output "$out/"
 
 name=millrace-$version-$architecture-linux-gnu
-mkdir -p "$stage/$name"/{tuning,samples,man,completion}
-cp "$stage/millrace" LICENSE README.md CHANGELOG.md "$stage/$name/"
+mkdir -p "$stage/$name"/{tuning,man,completion}
+cp "$stage/millrace" LICENSE README.md CHANGELOG.md SECURITY.md CONTRIBUTING.md "$stage/$name/"
 cp tuning/* "$stage/$name/tuning/"
-cp docs/samples/* "$stage/$name/samples/"
+# Where the links of the README lead, apart from the sources.
+cp -r docs examples "$stage/$name/"
+mkdir "$stage/$name/monitoring"
+cp monitoring/*.yml monitoring/*.json "$stage/$name/monitoring/"
 cp "$stage"/man/* "$stage/$name/man/"
 cp "$stage"/completion/* "$stage/$name/completion/"
 archive() {

@@ -1,5 +1,5 @@
-//! `millrace`: JSON collections over HTTP in, every payload to Amazon S3, one pinned executor per
-//! core.
+//! `millrace`: JSON over HTTP in, every payload to S3 or what speaks its protocol, one pinned executor
+//! per core.
 //!
 //! Modules form layers: a module imports only modules of lower layers. `tests/structure.rs` checks
 //! this and lists the one exception. Top layer first:

@@ -106,7 +106,10 @@ else
     lacks 'control core' "CORES takes all $cores_count CPUs" 'cores = "1-N" in /etc/millrace/millrace.toml leaves CPU 0'
 fi
 
+placement=$(setting CONNECTION_PLACEMENT)
 isolate="isolcpus=managed_irq,domain,$cores_named nohz_full=$cores_named irqaffinity=$spare_named"
+# There the interrupts of the card belong on the cores.
+[ "$placement" != cpu ] || isolate="isolcpus=domain,$cores_named nohz_full=$cores_named"
 for knob in isolcpus nohz_full; do
     case $knob in
     isolcpus) file=/sys/devices/system/cpu/isolated ;;
@@ -129,7 +132,6 @@ done
 # Every CPU's, and those of CORES.
 seen=$(count "$(interrupts_on "$online")")
 stray=$(interrupts_on "$cores")
-placement=$(setting CONNECTION_PLACEMENT)
 silent=
 for core in $cores; do
     [ -n "$(interrupts_on "$core")" ] || silent="$silent$core "
