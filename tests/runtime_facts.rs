@@ -25,7 +25,7 @@ use millrace::internals::rt::Executor;
 use rustix::thread::gettid;
 
 const SOON: Duration = Duration::from_millis(500);
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs `test` on an executor without `rt::waking`, on a thread of its own; again if it sleeps for
 /// ever, as such an executor may (see the first fact).

@@ -151,8 +151,9 @@ struct Watch {
 }
 
 /// Signals to stop within this time of the first count as the same stop. For example, timeout(1)
-/// signals its child and then the child's process group.
-const SAME_STOP: Duration = Duration::from_millis(1);
+/// signals its child and then the child's process group, and on a busy machine may not run for a
+/// while between the two. Nobody presses a key twice as fast.
+const SAME_STOP: Duration = Duration::from_millis(50);
 
 impl Watch {
     fn run(mut self) {

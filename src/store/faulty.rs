@@ -9,7 +9,7 @@ use super::{Class, Object, Progress, PutError, Store, Summing};
 use crate::config::{FaultPlan, Poison};
 
 /// How long `core_stuck` blocks a core: long enough to inspect the server meanwhile.
-pub const STUCK_FOR: Duration = Duration::from_secs(3);
+pub const STUCK_FOR: Duration = Duration::from_secs(6);
 /// The word that `poison` searches payloads for.
 const POISON: &[u8] = b"poison";
 

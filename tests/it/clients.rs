@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::support::needs::{Need, skip};
+use crate::support::s3::silent_port;
 use crate::support::{Server, numbered, sorted};
 
 /// One answer of a listener that does as it is told.
@@ -164,7 +165,7 @@ fn run_with(
     payloads: &[String],
 ) -> Output {
     let mut command = Command::new("timeout");
-    command.arg("60").args(client).args(options).arg(format!("http://{address}/payloads"));
+    command.arg("180").args(client).args(options).arg(format!("http://{address}/payloads"));
     // A proxy of the host is not asked for loopback.
     for proxy in ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"] {
         command.env_remove(proxy);
@@ -262,7 +263,7 @@ fn each_client_sends_again_what_may_be_sent_again_and_nothing_else() {
 
 #[test]
 fn a_client_that_nobody_listens_to_says_that_nothing_was_sent() {
-    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (_nobody, closed) = silent_port();
     for (name, client) in clients() {
         let output = run(&client, &["--attempts", "2"], closed, &["1".to_owned()]);
         let said = String::from_utf8_lossy(&output.stderr);

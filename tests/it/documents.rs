@@ -593,7 +593,7 @@ impl Setting {
         let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
         let mut script = script.to_owned();
         let mut command = Command::new("timeout");
-        command.args(["60", "bash", "-euo", "pipefail", "-s"]).current_dir(dir).env_clear();
+        command.args(["180", "bash", "-euo", "pipefail", "-s"]).current_dir(dir).env_clear();
         command.env("PATH", path).env("HOME", dir).env("MILLRACE_CORES", "0");
         command.env("AWS_EC2_METADATA_DISABLED", "true");
         if let Some(server) = &self.server {
@@ -624,7 +624,7 @@ const WRAPPER: &str = r#"#!/bin/bash
 [ $# = 0 ] || exec MILLRACE "$@"
 MILLRACE 2>serve.log &
 server=$!
-for _ in {1..200}; do
+for _ in {1..600}; do
     grep -q 'serving; a 200 means' serve.log && break
     kill -0 $server || break
     sleep 0.1

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 
+use crate::support::front::free_address;
 use crate::support::needs::{Need, skip};
 use crate::support::tls::{Authority, HOST};
 use crate::support::{Metrics, SPOOLED, Server, collection, numbered, request, wait_within};
@@ -292,11 +293,6 @@ impl Drop for Prometheus {
     }
 }
 
-/// A port that was free a moment ago.
-fn free_port() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-}
-
 impl Prometheus {
     /// One that scrapes `servers` and evaluates the rules every second.
     fn start(dir: &Path, servers: &[&Server]) -> Prometheus {
@@ -313,7 +309,7 @@ impl Prometheus {
             targets.join(", ")
         );
         fs::write(dir.join("prometheus.yml"), config).unwrap();
-        let (address, log) = (free_port(), dir.join("prometheus.log"));
+        let (address, log) = (free_address(), dir.join("prometheus.log"));
         let child = Command::new("prometheus")
             .arg(format!("--web.listen-address={address}"))
             .args(["--config.file=prometheus.yml", "--storage.tsdb.path=tsdb"])
@@ -402,7 +398,7 @@ fn servers() -> [Server; 3] {
     let pem = Authority::new("ours").server(&[HOST]);
     fs::write(dir.path().join("cert.pem"), pem).unwrap();
     fs::write(dir.path().join("tokens"), "t1;name=shop\n").unwrap();
-    let listen = format!("127.0.0.1:0,https://{}", free_port());
+    let listen = format!("127.0.0.1:0,https://{}", free_address());
     let busy = [
         ("LISTEN", listen.as_str()),
         ("TLS_CERT", "cert.pem"),

@@ -41,7 +41,7 @@ fn assert_unkept(reply: &Reply, status: u16, [accepted, stored, dead]: [u64; 3])
 
 #[test]
 fn stored_waits_for_its_batch_and_no_longer_than_the_batch_is_open() {
-    let server = Server::start_batching(&[("BATCH_AGE", "800ms")]);
+    let server = Server::start_batching(&[("BATCH_AGE", "3s")]);
     assert_ack(&server.post(collection(&numbered(0..3))), 3, "queued");
     let started = Instant::now();
     let mut waiting: Vec<Client> =
@@ -52,8 +52,8 @@ fn stored_waits_for_its_batch_and_no_longer_than_the_batch_is_open() {
         assert_ack(&client.reply(), n + 1, "stored");
     }
     let took = started.elapsed();
-    assert!(took < Duration::from_millis(1_500), "{took:?}");
-    assert!(took > Duration::from_millis(600), "{took:?}");
+    assert!(took < Duration::from_secs(20), "{took:?}");
+    assert!(took > Duration::from_secs(2), "{took:?}");
     drop(waiting);
     // All of it was one batch, and it is there.
     let expected: Vec<String> =
@@ -92,7 +92,7 @@ fn a_request_over_several_batches_waits_for_the_last_of_them() {
 fn a_refused_batch_is_a_502_with_the_counts_of_each_request() {
     let s3 = S3Server::start();
     let url = s3.url();
-    let settings = [("BATCH_COUNT", "10"), ("BATCH_AGE", "400ms"), ("ACK", "stored")];
+    let settings = [("BATCH_COUNT", "10"), ("BATCH_AGE", "2s"), ("ACK", "stored")];
     let server = Server::start_batching(&[&s3_settings(&url)[..], &settings].concat());
     // The second of two batches; who has payloads in both is told of both.
     let puts = std::sync::atomic::AtomicUsize::new(0);
@@ -137,7 +137,7 @@ fn a_batch_the_store_does_not_decide_on_is_a_504_and_goes_its_way() {
     let started = Instant::now();
     let reply = server.post(collection(&numbered(0..5)));
     assert_unkept(&reply, 504, [5, 0, 0]);
-    assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
     assert!(reply.error().contains("leaves open"), "{}", reply.error());
     server.mend_store();
     server.wait_idle();
@@ -146,13 +146,13 @@ fn a_batch_the_store_does_not_decide_on_is_a_504_and_goes_its_way() {
 
 #[test]
 fn spooled_is_answered_at_once_while_the_batch_is_open() {
-    let server = Server::start_batching(&[("SPOOL_DIR", "spool"), ("BATCH_AGE", "15s")]);
+    let server = Server::start_batching(&[("SPOOL_DIR", "spool"), ("BATCH_AGE", "10m")]);
     let started = Instant::now();
     let mut client = server.connect();
     for id in 0..20 {
         assert_ack(&client.spool(&numbered(10 * id..10 * id + 10)), 10, "spooled");
     }
-    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(60), "{:?}", started.elapsed());
     drop(client);
     server.wait("all taken in", |m| m.sum("millrace_queue_depth") == 0);
     let metrics = server.metrics();
@@ -234,7 +234,7 @@ fn post_until(server: &Server, ack: &str, header: &str, until: Instant) -> Vec<S
 fn a_stored_request_at_the_stop_is_answered_by_what_the_flush_brings() {
     // No time is left between the end of service and that of uploads.
     let server =
-        Server::start_batching(&[("BATCH_AGE", "15s"), ("ACK", "stored"), ("DRAIN_TIMEOUT", "4s")]);
+        Server::start_batching(&[("BATCH_AGE", "10m"), ("ACK", "stored"), ("DRAIN_TIMEOUT", "8s")]);
     let mut client = send(&server, &numbered(0..5), "");
     server.wait("it waits", |m| {
         m.sum("millrace_ack_waiters") == 1 && m.sum("millrace_batches_open") == 1
@@ -245,7 +245,7 @@ fn a_stored_request_at_the_stop_is_answered_by_what_the_flush_brings() {
     assert_eq!(reply.header("connection"), Some("close"));
     drop(client);
     let stopped = server.wait_stopped();
-    assert!(stopped.took < Duration::from_millis(1_500), "{:?}", stopped.took);
+    assert!(stopped.took < Duration::from_millis(7_500), "{:?}", stopped.took);
     assert_eq!((stopped.status, stopped.stored), (0, 5), "{}", stopped.log_text());
 }
 
@@ -261,7 +261,7 @@ fn a_stored_request_closes_its_batch_in_time_however_long_others_may_stay_open()
         let server = Server::start_batching(&[
             BY_PART,
             ("BATCH_AGE", "60s"),
-            ("ACK_TIMEOUT", "2s"),
+            ("ACK_TIMEOUT", "4s"),
             ("ACK", ack),
         ]);
         let mut others = send(&server, &[part("a", 2), part("b", 1)].concat(), QUEUED);
@@ -273,7 +273,7 @@ fn a_stored_request_closes_its_batch_in_time_however_long_others_may_stay_open()
         assert_ack(&first.reply(), 3, "stored");
         // Half of ACK_TIMEOUT after the first, and in the same batch.
         let took = started.elapsed();
-        assert!((900..1_800).contains(&took.as_millis()), "{took:?}");
+        assert!((1_800..3_600).contains(&took.as_millis()), "{took:?}");
         assert_ack(&second.reply(), 4, "stored");
         let metrics = server.metrics();
         assert_eq!(metrics.closed_by_reason(), [("stored", 1)]);

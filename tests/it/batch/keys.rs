@@ -221,7 +221,7 @@ fn an_unreadable_time_is_counted_once_though_its_payload_waits_for_a_place() {
     let server = Server::start_batching(&[
         ("KEY", &key),
         ("EVENT_TIME", "/ts"),
-        ("BATCH_AGE", "15s"),
+        ("BATCH_AGE", "10m"),
         ("MAX_PARTITIONS", "1"),
     ]);
     let payloads: Vec<String> = (0..20).map(|id| format!(r#"{{"part":{id}}}"#)).collect();

@@ -60,7 +60,7 @@ fn by_tenant(count: usize, bytes: usize, tenants: usize) -> Vec<String> {
 const MANY: [(&str, &str); 6] = [
     ("MAX_QUEUE_BYTES", "2MiB"),
     BY_TENANT,
-    ("BATCH_AGE", "15s"),
+    ("BATCH_AGE", "10m"),
     ("BATCH_BYTES", "1MiB"),
     ("BATCH_MEMORY", "7MiB"),
     ("DRAIN_TIMEOUT", "1m"),
@@ -115,7 +115,11 @@ fn partitions_that_do_not_fit_memory_are_closed_for_that() {
 
 #[test]
 fn a_ring_of_100_takes_10000_payloads_while_a_batch_fills() {
-    let server = Server::start_batching(&[("MAX_QUEUE", "100"), ("BATCH_AGE", "15s")]);
+    let server = Server::start_batching(&[
+        ("MAX_QUEUE", "100"),
+        ("BATCH_AGE", "10m"),
+        ("ENQUEUE_WAIT", "20s"),
+    ]);
     let payloads = numbered(0..10_000);
     assert_eq!(post_all(&server, &payloads, 40), 0, "no 503");
     server.wait("all taken in", |m| m.sum("millrace_queue_depth") == 0);

@@ -28,8 +28,13 @@ fn mixed(count: usize, seed: u64) -> Vec<String> {
 
 /// Posts `payloads` in requests of seven.
 fn post_all(server: &Server, payloads: &[String]) {
+    post_by(server, payloads, 7);
+}
+
+/// Posts `payloads` in requests of `each`.
+fn post_by(server: &Server, payloads: &[String], each: usize) {
     let mut client = server.connect();
-    for some in payloads.chunks(7) {
+    for some in payloads.chunks(each) {
         let reply = client.post(collection(some));
         assert_eq!(reply.status, 200, "{reply:?}");
     }
@@ -62,7 +67,8 @@ fn round_trip(via: Via, compression: &str, level: &str, mark: &str) {
     settings.extend((!level.is_empty()).then_some(("COMPRESSION_LEVEL", level)));
     let server = Server::start_batching(&settings);
     let payloads = mixed(290, 5);
-    post_all(&server, &payloads);
+    // Each request fills a batch and more, so that one is full however slowly they come.
+    post_by(&server, &payloads, 97);
     let read = || if via == Via::Directory { server.stored() } else { in_bucket(&s3) };
     let metrics = server.check_figures(&payloads, read);
     let what = format!("{via:?} {compression}:{level} {mark}");
@@ -177,7 +183,7 @@ fn a_batch_is_closed_by_whichever_limit_comes_first() {
         (("BATCH_RAW_BYTES", "64KiB"), "raw_size", 0),
         (("BATCH_BYTES", "64KiB"), "size", 0),
     ] {
-        let server = Server::start_batching(&[limit, ("BATCH_AGE", "15s")]);
+        let server = Server::start_batching(&[limit, ("BATCH_AGE", "10m")]);
         let payloads: Vec<String> = (0..640).map(payload).collect();
         post_all(&server, &payloads);
         server.wait("all taken in", |m| m.sum("millrace_queue_depth") == 0);
@@ -202,7 +208,7 @@ fn a_batch_is_closed_by_whichever_limit_comes_first() {
 
 #[test]
 fn age_counts_from_the_first_payload_and_closes_without_any_more() {
-    let server = Server::start_batching(&[("BATCH_AGE", "700ms")]);
+    let server = Server::start_batching(&[("BATCH_AGE", "2s")]);
     let started = Instant::now();
     for id in 0..4 {
         assert_eq!(server.post(collection(&numbered([id]))).status, 200);
@@ -213,12 +219,12 @@ fn age_counts_from_the_first_payload_and_closes_without_any_more() {
     assert!(open.sum("millrace_batch_bytes") > 4_096, "{}", open.0);
     wait_for("the object", || !server.stored().is_empty());
     let took = started.elapsed();
-    let least = Duration::from_millis(690);
-    assert!(took >= least && took < least + Duration::from_millis(600), "{took:?}");
+    let least = Duration::from_millis(1_990);
+    assert!(took >= least && took < least + Duration::from_secs(10), "{took:?}");
     server.check_figures(&numbered(0..4), || server.stored());
     assert_eq!(server.metrics().closed_by_reason(), [("age", 1)]);
     // An empty core opens nothing.
-    std::thread::sleep(Duration::from_millis(800));
+    std::thread::sleep(Duration::from_millis(2_100));
     assert_eq!(server.metrics().sum("millrace_batches_closed_total"), 1);
 }
 
@@ -317,6 +323,9 @@ fn batches_that_are_closed_early_and_small_are_warned_of_with_what_they_cost() {
         ]);
         post_all(&server, &payloads);
         server.wait("all stored", |m| m.sum("millrace_payloads_stored_total") == 3_000);
+        if warned {
+            server.wait_logged("closed early");
+        }
         let log = server.log();
         let said: Vec<String> =
             log.iter().map(ToString::to_string).filter(|l| l.contains("closed early")).collect();

@@ -37,7 +37,7 @@ fn run(compression: &str, event_bytes: std::ops::Range<usize>, objects: u64) {
     let server = Server::start_batching(&[
         ("COMPRESSION", compression),
         ("BATCH_BYTES", "1MiB"),
-        ("BATCH_AGE", "15s"),
+        ("BATCH_AGE", "10m"),
     ]);
     let mut rng = fastrand::Rng::with_seed(11);
     let (mut posted, mut client) = (Vec::new(), server.connect());

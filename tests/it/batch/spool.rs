@@ -16,7 +16,7 @@ const BATCHING: [(&str, &str); 7] = [
     ("SPOOL_DIR", "spool"),
     ("NODE_ID", "node"),
     ("BATCH_COUNT", "10"),
-    ("BATCH_AGE", "15s"),
+    ("BATCH_AGE", "10m"),
     ("COMPRESSION", "gzip"),
     ("RETRY_BASE", "1ms"),
     ("RETRY_MAX", "10ms"),

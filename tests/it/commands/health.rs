@@ -91,7 +91,7 @@ fn a_server_that_says_nothing_or_too_much_is_given_up_in_time() {
     let (status, said) = health(dir.path(), &[&silent_url], &[]);
     assert_eq!(status, 1, "{said}");
     assert!(said.contains("no answer within 5s"), "{said}");
-    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(30), "{:?}", started.elapsed());
     let (status, said) = health(dir.path(), &[&endless_url], &[]);
     assert_eq!(status, 1, "{said}");
     assert!(said.contains("the answer is longer than"), "{said}");

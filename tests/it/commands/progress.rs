@@ -58,9 +58,13 @@ fn a_pipe_gets_no_progress_and_short_work_shows_none() {
     assert!(!said.contains(&b'\r') && !said.contains(&0x1b), "{}", String::from_utf8_lossy(&said));
     let again = with_letters(3);
     let mut command = again.command_beside(&replay, &[("FAULTS", "")]);
+    let began = Instant::now();
     let (status, shown) = OnTerminal::start(&mut command, None).ended();
     assert_eq!(status, Some(0), "{shown}");
-    assert!(shown.contains("3 of 3 dead letters stored") && !shown.contains('\u{1b}'), "{shown:?}");
+    assert!(shown.contains("3 of 3 dead letters stored"), "{shown:?}");
+    // A busy machine may make long work of it.
+    let is_long = began.elapsed() >= Duration::from_millis(500);
+    assert!(is_long || !shown.contains('\u{1b}'), "{shown:?}");
 }
 
 /// Messages and the line are both on stderr, and neither spoils the other.

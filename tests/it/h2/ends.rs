@@ -226,8 +226,9 @@ fn a_connect_with_a_body_ends_the_connection_as_a_breach() {
         client.send(frame(HEADERS, END_HEADERS, stream, &block(&connect)));
         let end = client.end();
         assert!(end.is_some_and(|reason| reason != NO_ERROR), "{end:?}");
-        let closed = server.metrics().sum_where("millrace_h2_closed_total", "reason=\"protocol\"");
-        assert_eq!(closed, number);
+        server.wait("it is counted", |now| {
+            now.sum_where("millrace_h2_closed_total", "reason=\"protocol\"") == number
+        });
     }
     // One without is a method like any other.
     let mut client = H2Client::connect(server.ingest);

@@ -22,12 +22,13 @@ fn closed(server: &Server, reason: &str) -> u64 {
     server.metrics().sum_where("millrace_h2_closed_total", &format!("reason=\"{reason}\""))
 }
 
-/// That `client` is closed between `least` and five times as much after now.
-fn closes_after(client: &mut H2Client, least: Duration) -> Option<u32> {
-    let since = Instant::now();
+/// That `client` is closed `least` after `since`, which is before the server began to wait, and not
+/// much later.
+fn closes_after(client: &mut H2Client, since: Instant, least: Duration) -> Option<u32> {
     let end = client.end();
     let taken = since.elapsed();
-    assert!(taken >= least.mul_f64(0.8) && taken < 5 * least, "{taken:?} instead of {least:?}");
+    let most = least + Duration::from_secs(10);
+    assert!(taken >= least.mul_f64(0.8) && taken < most, "{taken:?} instead of {least:?}");
     end
 }
 
@@ -35,25 +36,28 @@ fn closes_after(client: &mut H2Client, least: Duration) -> Option<u32> {
 fn a_connection_without_a_request_ends_and_pings_do_not_prolong_it() {
     let server = start(&[("HEADER_TIMEOUT", "1s"), ("IDLE_TIMEOUT", "2s")]);
     let second = Duration::from_secs(1);
+    let mut since = Instant::now();
     let mut silent = H2Client::connect(server.ingest);
-    assert_eq!(closes_after(&mut silent, second), Some(NO_ERROR));
+    assert_eq!(closes_after(&mut silent, since, second), Some(NO_ERROR));
     let mut idle = H2Client::connect(server.ingest);
+    since = Instant::now();
     assert_eq!(idle.post(GOOD).status, 200);
-    assert_eq!(closes_after(&mut idle, 2 * second), Some(NO_ERROR));
+    assert_eq!(closes_after(&mut idle, since, 2 * second), Some(NO_ERROR));
     let mut pings = H2Client::connect(server.ingest);
     assert_eq!(pings.post(GOOD).status, 200);
-    let since = Instant::now();
+    since = Instant::now();
     while pings.went_away.is_none() && pings.try_send(frame(PING, 0, 0, &[0; 8])) {
         pings.next_frame();
         std::thread::sleep(Duration::from_millis(50));
     }
     let taken = since.elapsed();
-    assert!(taken > second && taken < 8 * second, "open for {taken:?}");
+    assert!(taken > second && taken < 20 * second, "open for {taken:?}");
     assert_eq!(pings.went_away, Some(NO_ERROR));
     // Half of a preface.
+    since = Instant::now();
     let mut begun = H2Client::silent(std::net::TcpStream::connect(server.ingest).unwrap());
     begun.send(b"PRI * HTTP/2.0\r\n\r\nSM");
-    closes_after(&mut begun, second);
+    closes_after(&mut begun, since, second);
     server.wait_idle();
     assert_eq!(server.metrics().sum("millrace_h2_closed_total"), 0, "nobody did wrong");
 }
@@ -74,20 +78,18 @@ fn a_head_that_is_not_complete_ends_the_connection() {
         if busy {
             client.head(&post(&[]), false);
         }
+        let since = Instant::now();
         client.send(sends);
-        assert_eq!(
-            closes_after(&mut client, Duration::from_secs(1)),
-            Some(ENHANCE_YOUR_CALM),
-            "{name}"
-        );
-        assert_eq!(closed(&server, "header_timeout"), number as u64 + 1, "{name}");
+        let end = closes_after(&mut client, since, Duration::from_secs(1));
+        assert_eq!(end, Some(ENHANCE_YOUR_CALM), "{name}");
+        wait_for(name, || closed(&server, "header_timeout") == number as u64 + 1);
     }
     server.wait_idle();
 }
 
 #[test]
 fn a_body_that_does_not_come_is_answered_and_others_of_its_connection_go_on() {
-    let server = start(&[("BODY_TIMEOUT", "1s"), ("IDLE_TIMEOUT", "1s")]);
+    let server = start(&[("BODY_TIMEOUT", "1s"), ("IDLE_TIMEOUT", "4s")]);
     let mut client = H2Client::connect(server.ingest);
     let late = client.head(&post(&[]), false);
     client.data(late, b"{", false);
@@ -112,15 +114,16 @@ fn a_body_that_does_not_come_is_answered_and_others_of_its_connection_go_on() {
 
 #[test]
 fn an_answer_for_which_there_is_no_room_is_dropped() {
-    let server = start(&[("IDLE_TIMEOUT", "1s"), ("HEADER_TIMEOUT", "1s")]);
+    let server = start(&[("IDLE_TIMEOUT", "2s"), ("HEADER_TIMEOUT", "2s")]);
     // One that sends nothing more, and one that goes on.
     let mut client = H2Client::connect_with(server.ingest, &[(INITIAL_WINDOW_SIZE, 0)]);
+    let since = Instant::now();
     client.begin_post(GOOD, &[]);
-    assert_eq!(closes_after(&mut client, Duration::from_secs(1)), Some(NO_ERROR));
+    assert_eq!(closes_after(&mut client, since, Duration::from_secs(2)), Some(NO_ERROR));
     let mut client = H2Client::connect_with(server.ingest, &[(INITIAL_WINDOW_SIZE, 0)]);
     let stalled: Vec<_> = (0..10).map(|_| client.begin_post(GOOD, &[])).collect();
     let since = Instant::now();
-    while since.elapsed() < Duration::from_millis(1_700) {
+    while since.elapsed() < Duration::from_millis(3_400) {
         let stream = client.begin_post(GOOD, &[]);
         client.send(frame(WINDOW_UPDATE, 0, stream, &100_u32.to_be_bytes()));
         assert_eq!(client.answer(stream).status, 200);
@@ -129,7 +132,9 @@ fn an_answer_for_which_there_is_no_room_is_dropped() {
     for stream in &stalled {
         assert_eq!(client.end_of(*stream), StreamEnd::Reset(CANCEL));
     }
-    assert_eq!(server.metrics().sum("millrace_h2_answers_unread_total"), stalled.len() as u64);
+    server.wait("all to be counted", |now| {
+        now.sum("millrace_h2_answers_unread_total") == stalled.len() as u64
+    });
     // A client that reads nothing at all from its socket is bounded by what the kernel takes.
     let mut deaf = H2Client::connect(server.ingest);
     deaf.stream.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
@@ -287,7 +292,7 @@ fn attack(server: &Server, flood: &Flood) -> (u64, Option<u32>) {
         && flood.again.len() > 1;
     let mut sent = 0;
     let since = Instant::now();
-    while since.elapsed() < Duration::from_secs(10) {
+    while since.elapsed() < Duration::from_secs(60) {
         let mut bytes = Vec::new();
         for _ in 0..if flood.slowly { 1 } else { 20 } {
             for again in &flood.again {
@@ -305,6 +310,10 @@ fn attack(server: &Server, flood: &Flood) -> (u64, Option<u32>) {
         sent = opened;
         // Time for the server to look at it.
         std::thread::sleep(Duration::from_millis(if flood.slowly { 1 } else { 2 }));
+        if opened % 200 == 0 {
+            // Not more at a time: a busy machine may not run the server for a while.
+            assert_eq!(server.post(GOOD).status, 200);
+        }
         if client.is_closed_by_now() {
             break;
         }
@@ -543,7 +552,14 @@ fn connections_and_streams_take_no_more_than_they_are_said_to() {
     let settled = || {
         // The allocator gives back what is free every 2 s.
         std::thread::sleep(Duration::from_secs(3));
-        server.resident()
+        let mut resident = server.resident();
+        loop {
+            std::thread::sleep(Duration::from_millis(700));
+            let before = std::mem::replace(&mut resident, server.resident());
+            if resident >= before {
+                return before;
+            }
+        }
     };
     let before = settled();
     let mut clients: Vec<_> = (0..CONNECTIONS).map(|_| H2Client::connect(server.ingest)).collect();
@@ -559,8 +575,8 @@ fn connections_and_streams_take_no_more_than_they_are_said_to() {
     let all = (CONNECTIONS * STREAMS) as u64;
     wait_for("they are there", || server.metrics().sum("millrace_h2_requests") == all);
     let waiting = settled() - server.metrics().sum("millrace_body_bytes");
-    let of_connection = (idle - before) / CONNECTIONS as u64;
-    let of_stream = (waiting - idle) / all;
+    let of_connection = idle.saturating_sub(before) / CONNECTIONS as u64;
+    let of_stream = waiting.saturating_sub(idle) / all;
     println!(
         "{of_connection} bytes for an idle connection, {of_stream} for a stream that waits for its body"
     );

@@ -49,9 +49,9 @@ fn a_body_may_take_longer_than_any_other_limit() {
 }
 
 const SHORT: [(&str, &str); 5] = [
-    ("HEADER_TIMEOUT", "400ms"),
-    ("BODY_TIMEOUT", "400ms"),
-    ("IDLE_TIMEOUT", "400ms"),
+    ("HEADER_TIMEOUT", "1s"),
+    ("BODY_TIMEOUT", "1s"),
+    ("IDLE_TIMEOUT", "1s"),
     ("CORES", "0"),
     ("STORE", "null:"),
 ];
@@ -94,10 +94,10 @@ fn whoever_waits_during_a_pause_gets_the_whole_time_again() {
     let server = start(&SHORT);
     // What arrives during the pause is in time, …
     let mut clients = waiting(server.ingest);
-    pause(60);
+    pause(150);
     server.signal("STOP");
     clients.iter_mut().for_each(|(_, client, _, rest)| client.send(rest));
-    pause(1_200);
+    pause(2_500);
     server.signal("CONT");
     for (name, client, stream, _) in &mut clients {
         let end = client.end_of(*stream);
@@ -112,9 +112,9 @@ fn whoever_waits_during_a_pause_gets_the_whole_time_again() {
     server.wait_idle();
     // … so is what arrives soon after it, …
     let mut clients = waiting(server.ingest);
-    pause(60);
+    pause(150);
     server.signal("STOP");
-    pause(1_200);
+    pause(2_500);
     server.signal("CONT");
     pause(100);
     clients.iter_mut().for_each(|(_, client, _, rest)| client.send(rest));
@@ -130,15 +130,15 @@ fn whoever_waits_during_a_pause_gets_the_whole_time_again() {
     server.wait_idle();
     // … and who sends nothing is judged all the same.
     let mut clients = waiting(server.ingest);
-    pause(60);
+    pause(150);
     server.signal("STOP");
-    pause(1_200);
+    pause(2_500);
     server.signal("CONT");
     let since = Instant::now();
     clients.iter_mut().for_each(|(_, client, _, _)| {
         client.end();
     });
-    assert!(since.elapsed() < Duration::from_secs(5), "{:?}", since.elapsed());
+    assert!(since.elapsed() < Duration::from_secs(15), "{:?}", since.elapsed());
     server.wait_idle();
 }
 
@@ -168,7 +168,7 @@ fn answers_that_wait_for_their_client_are_sent_at_a_stop() {
     server.signal("TERM");
     client.end();
     server.wait_stopped();
-    assert!(since.elapsed() < Duration::from_secs(8), "{:?}", since.elapsed());
+    assert!(since.elapsed() < Duration::from_secs(20), "{:?}", since.elapsed());
 }
 
 #[test]
@@ -185,13 +185,13 @@ fn frames_in_pieces_do_not_prolong_an_idle_connection() {
         let since = Instant::now();
         let mut is_open = client.try_send(first);
         let mut turn = 0;
-        while is_open && since.elapsed() < Duration::from_secs(6) {
+        while is_open && since.elapsed() < Duration::from_secs(20) {
             pause(60);
             turn += 1;
             let piece = if turn % 2 == 1 || name.starts_with("each") { second } else { first };
             is_open = client.try_send(piece) && !client.is_closed_by_now();
         }
         let taken = since.elapsed();
-        assert!(taken < Duration::from_secs(3), "{name}: open for {taken:?}");
+        assert!(taken < Duration::from_secs(10), "{name}: open for {taken:?}");
     }
 }

@@ -9,7 +9,7 @@ use std::io::Write as _;
 use std::time::Duration;
 
 use super::support::{Attack, Raid, beside, nothing_left};
-use crate::support::{Client, PATIENCE, Server, chunked_request, request};
+use crate::support::{Client, Server, chunked_request, request};
 
 /// What a server with much to do may take on top: the allocator keeps what was used once.
 const MEMORY_BOUND: u64 = 48 << 20;
@@ -141,7 +141,7 @@ fn until_cut_off(raid: &mut Raid, start: &[u8], piece: &[u8]) {
     };
     let mut clients: Vec<Option<Client>> = (0..raid.connections).map(|_| begin(raid)).collect();
     let (mut turn, mut cut) = (0, 0);
-    while raid.turn() {
+    while raid.turn() || (cut == 0 && raid.extra_turn()) {
         let at = turn % clients.len();
         let over = clients[at].as_mut().is_none_or(|client| {
             let told =
@@ -314,12 +314,15 @@ fn random_bytes(raid: &mut Raid) {
 fn pipelined(raid: &mut Raid, bytes: &[u8], status: u16) {
     const AT_ONCE: usize = 50;
     let batch = bytes.repeat(AT_ONCE);
-    let mut clients = raid.connect_all();
-    for client in &clients {
-        client.stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    }
+    // Opened when they are to send: one that is silent is soon closed here.
+    let mut clients: Vec<Client> = Vec::new();
     let mut turn = 0;
     while raid.turn() {
+        if clients.len() < raid.connections {
+            let client = Client::connect(raid.server);
+            clients.push(client);
+            turn = clients.len() - 1;
+        }
         let count = clients.len();
         let client = &mut clients[turn % count];
         client.send(&batch);

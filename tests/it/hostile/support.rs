@@ -16,13 +16,17 @@ use tokio_rustls::rustls::ClientConfig;
 
 use crate::support::h2::H2Client;
 use crate::support::tls::{HOST, TlsClient};
-use crate::support::{Client, Reply, Server, request};
+use crate::support::{Client, PATIENCE, Reply, Server, request};
 
 /// How long an attack goes on, unless it says otherwise.
 pub const ATTACK_TIME: Duration = Duration::from_millis(1200);
 
 /// Between two requests of the good client.
 const GOOD_PERIOD: Duration = Duration::from_millis(20);
+
+/// Below the shortest deadline of these scenarios. A good client that did not run for as long has
+/// been silent on its connection, and may find it closed.
+const SILENT_MAX: Duration = Duration::from_millis(400);
 
 /// Payloads of one request of the good client.
 pub const GOOD_PAYLOADS: u64 = 2;
@@ -69,6 +73,14 @@ impl Raid {
         }
         self.turns += 1;
         true
+    }
+
+    /// A turn after the end, for an attack of which nothing was seen to happen yet: the machine may
+    /// be busy. False when it is far too late.
+    pub fn extra_turn(&mut self) -> bool {
+        std::thread::sleep(self.period);
+        self.turns += 1;
+        Instant::now() < self.ends + PATIENCE
     }
 
     /// A connection that waits for nothing: reads give up at once, and writes soon.
@@ -167,7 +179,7 @@ fn be_good<C: GoodConnection>(
     over: &AtomicBool,
 ) -> Served {
     let mut served = Served::default();
-    let mut kept: Option<C> = None;
+    let mut kept: Option<(C, Instant)> = None;
     let bytes = request(br#"{"data":[{"good":1},"good"]}"#, headers);
     let mut due = Instant::now();
     for turn in 0_u64.. {
@@ -175,10 +187,11 @@ fn be_good<C: GoodConnection>(
             break;
         }
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
-        let mut client = match if turn % 2 == 0 { kept.take() } else { None } {
-            Some(client) => client,
+        let now = Instant::now();
+        let (mut client, silent_since) = match if turn % 2 == 0 { kept.take() } else { None } {
+            Some(kept) => kept,
             None => match connect() {
-                Some(client) => client,
+                Some(client) => (client, now),
                 None => {
                     served.failures.push(format!("request {turn}: cannot connect"));
                     due += GOOD_PERIOD;
@@ -186,15 +199,17 @@ fn be_good<C: GoodConnection>(
                 }
             },
         };
+        let silent = silent_since.elapsed();
         match client.ask(&bytes) {
             Some(reply) if reply.status == 200 && reply.body == GOOD_ANSWER => {
                 served.answered += 1;
                 served.latencies.push(due.elapsed());
                 if turn % 2 == 0 {
-                    kept = Some(client);
+                    kept = Some((client, Instant::now()));
                 }
             }
             Some(reply) => served.failures.push(format!("request {turn}: {reply:?}")),
+            None if silent > SILENT_MAX => {}
             None => served.failures.push(format!("request {turn}: no answer, or a cut one")),
         }
         due += GOOD_PERIOD;

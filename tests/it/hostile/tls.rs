@@ -291,11 +291,18 @@ fn floods_of_handshakes() {
 fn a_crowd_of_handshakes_keeps_nobody_out() {
     let settings = [("TLS_HANDSHAKES", "128"), ("TLS_HANDSHAKE_TIMEOUT", "30s")];
     let (server, configs) = start(&settings);
-    let crowd = Attack { name: "a crowd", connections: 400, per_second: 60, run: half_hellos };
-    // The places are taken after 1.5 s, when each has had the second that it is sure of.
-    let outcome = beside(&server, &crowd, &configs, 3 * ATTACK_TIME);
+    let crowd = Attack { name: "a crowd", connections: 400, per_second: 80, run: half_hellos };
+    // The places are taken after 1.6 s, when each has had the second that it is sure of; later on a
+    // busy machine.
+    let mut outcomes = Vec::new();
+    for times in [3, 6, 20] {
+        outcomes.push(beside(&server, &crowd, &configs, times * ATTACK_TIME));
+        if refusals(&server, "gave_way") > 0 {
+            break;
+        }
+    }
     assert!(refusals(&server, "gave_way") > 0);
-    nothing_left(&server, &[outcome]);
+    nothing_left(&server, &outcomes);
 }
 
 /// Begins handshakes from one address, which is not the good client's.
@@ -325,10 +332,16 @@ fn a_crowd_of_one_address_keeps_nobody_else_out() {
         per_second: 400,
         run: half_hellos_of_one_address,
     };
-    let outcome = beside(&server, &crowd, &configs, 2 * ATTACK_TIME);
+    let mut outcomes = Vec::new();
+    for times in [2, 4, 10] {
+        outcomes.push(beside(&server, &crowd, &configs, times * ATTACK_TIME));
+        if refusals(&server, "busy") > 0 && refusals(&server, "gave_way") > 0 {
+            break;
+        }
+    }
     assert!(refusals(&server, "busy") > 0, "the crowd is not let in faster for it");
     assert!(refusals(&server, "gave_way") > 0);
-    nothing_left(&server, &[outcome]);
+    nothing_left(&server, &outcomes);
 }
 
 /// Encrypts what rustls does not send, as its session would.
@@ -477,7 +490,7 @@ fn empty_records(raid: &mut Raid) {
     let begin = |raid: &Raid| raid.shake(TLS13).map(Forger::of);
     let mut held: Vec<Option<Forger>> = (0..raid.connections).map(|_| begin(raid)).collect();
     let (mut turn, mut cut) = (0, 0);
-    while raid.turn() {
+    while raid.turn() || (cut == 0 && raid.extra_turn()) {
         let at = turn % held.len();
         let send = |forger: &mut Forger| forger.try_send(ContentType::ApplicationData, b"");
         if !held[at].as_mut().is_some_and(send) {

@@ -17,8 +17,8 @@ use crate::support::{
 const STORED: &str = "millrace-ack: stored\r\n";
 const QUEUED: &str = "millrace-ack: queued\r\n";
 
-/// A put that is not over before a test has looked at what it holds up.
-const SLOW: (&str, &str) = ("FAULTS", "delay=400ms");
+/// For a store that is broken until a test has looked at what it holds up, and mended then.
+const AGAIN_SOON: [(&str, &str); 2] = [("RETRY_BASE", "5ms"), ("RETRY_MAX", "50ms")];
 /// A store that never answers.
 const HANGING: [(&str, &str); 2] = [("FAULTS", "hang=1"), ("PUT_TIMEOUT", "10m")];
 
@@ -59,14 +59,20 @@ fn wait_waiting(server: &Server, count: u64) {
 
 #[test]
 fn the_header_raises_what_one_request_is_promised() {
-    let server = Server::start(&[SLOW]);
+    let server = Server::start(&AGAIN_SOON);
+    server.break_store();
     let mut client = server.connect();
+    // Answered although the store takes nothing.
     assert_ack(&client.post(collection(&numbered(0..1))), 1, "queued");
-    assert_eq!(server.stored().len(), 0, "answered before the store was");
     client.send(request(collection(&numbered(1..4)).as_bytes(), STORED));
     wait_waiting(&server, 1);
+    server.mend_store();
     assert_ack(&client.reply(), 3, "stored");
-    assert_eq!(contents(&server.stored()), numbered(0..4), "in the store when the answer comes");
+    let stored = contents(&server.stored());
+    assert!(
+        numbered(1..4).iter().all(|id| stored.contains(id)),
+        "when the answer comes: {stored:?}"
+    );
     // What comes next on the connection is not bound by it.
     client.send(request(collection(&numbered(4..5)).as_bytes(), QUEUED));
     assert_ack(&client.reply(), 1, "queued");
@@ -78,24 +84,30 @@ fn the_header_raises_what_one_request_is_promised() {
 
 #[test]
 fn the_setting_holds_for_requests_without_the_header_which_also_lowers_it() {
-    let server = Server::start(&[SLOW, ("ACK", "stored")]);
+    let server = Server::start(&[&AGAIN_SOON[..], &[("ACK", "stored")]].concat());
+    server.break_store();
+    // Answered although the store takes nothing.
     let lowered = post(&server, &["1"], QUEUED);
     assert_ack(&lowered, 1, "queued");
-    assert_eq!(server.stored().len(), 0, "answered before the store was");
     // Two that wait on one connection are answered in their order.
     let mut client = send(&server, &["2", "3"], "");
     client
         .send(request(collection(&["4"]).as_bytes(), " Millrace-Ack:\t stored \r\n".trim_start()));
-    assert_ack(&client.reply(), 2, "stored");
-    assert_ack(&client.reply(), 1, "stored");
+    wait_waiting(&server, 1);
+    server.mend_store();
+    for (count, texts) in [(2, &["2", "3"][..]), (1, &["4"])] {
+        assert_ack(&client.reply(), count, "stored");
+        let stored = server.stored_texts();
+        assert!(texts.iter().all(|text| stored.iter().any(|s| s == text)), "{texts:?}: {stored:?}");
+    }
     drop(client);
-    assert_eq!(server.stored_texts(), ["1", "2", "3", "4"]);
     server.wait_idle();
+    assert_eq!(server.stored_texts(), ["1", "2", "3", "4"]);
 }
 
 #[test]
 fn an_empty_collection_is_acknowledged_at_the_level_asked_for() {
-    let server = Server::start(&[SLOW, ("SPOOL_DIR", "spool")]);
+    let server = Server::start(&[("SPOOL_DIR", "spool")]);
     let mut client = server.connect();
     for ack in ["queued", "spooled", "stored"] {
         client.send(request(br#"{"data":[]}"#, &format!("millrace-ack: {ack}\r\n")));
@@ -199,8 +211,7 @@ fn a_panic_and_a_loss_are_fates_as_well() {
 
 #[test]
 fn a_store_that_is_too_slow_makes_it_504_and_stores_everything_later() {
-    let retries = [("RETRY_BASE", "5ms"), ("RETRY_MAX", "50ms")];
-    let server = Server::start(&[&retries[..], &[("ACK_TIMEOUT", "300ms")]].concat());
+    let server = Server::start(&[&AGAIN_SOON[..], &[("ACK_TIMEOUT", "300ms")]].concat());
     server.break_store();
     let started = Instant::now();
     let mut client = send(&server, &numbered(0..3), STORED);
@@ -208,8 +219,8 @@ fn a_store_that_is_too_slow_makes_it_504_and_stores_everything_later() {
     assert!(started.elapsed() >= Duration::from_millis(300), "{:?}", started.elapsed());
     assert_unkept(&reply, 504, "ACK_TIMEOUT", [3, 0, 0]);
     assert_eq!(reply.header("connection"), None, "kept alive");
-    let metrics = server.metrics();
-    assert_eq!((metrics.requests(504), metrics.sum("millrace_ack_waiters")), (1, 0));
+    server.wait("it to be counted", |m| m.requests(504) == 1);
+    assert_eq!(server.metrics().sum("millrace_ack_waiters"), 0);
     server.mend_store();
     client.send(request(collection(&numbered(3..4)).as_bytes(), QUEUED));
     assert_ack(&client.reply(), 1, "queued");
@@ -222,8 +233,7 @@ fn a_store_that_is_too_slow_makes_it_504_and_stores_everything_later() {
 #[test]
 fn a_504_counts_what_was_known_by_then() {
     // One payload that is never stored, beside others that are.
-    let settings =
-        [("FAULTS", "poison=transient"), ("ACK_TIMEOUT", "700ms"), ("DRAIN_TIMEOUT", "2s")];
+    let settings = [("FAULTS", "poison=transient"), ("ACK_TIMEOUT", "3s"), ("DRAIN_TIMEOUT", "2s")];
     let server = Server::start(&settings);
     let reply = post(&server, &["1", r#""poison""#, "2"], STORED);
     assert_unkept(&reply, 504, "ACK_TIMEOUT", [3, 2, 0]);
@@ -234,13 +244,15 @@ fn a_504_counts_what_was_known_by_then() {
 
 #[test]
 fn a_client_that_goes_away_while_it_waits_changes_nothing() {
-    let server = Server::start(&[SLOW]);
+    let server = Server::start(&AGAIN_SOON);
+    server.break_store();
     let clients = [0..2, 2..3].map(|ids| send(&server, &numbered(ids), STORED));
     // The third only ends its half, and still gets its answer.
     let mut half = send(&server, &numbered(3..4), STORED);
     half.half_close();
     wait_waiting(&server, 3);
     drop(clients);
+    server.mend_store();
     assert_ack(&half.reply(), 1, "stored");
     assert!(half.closed());
     server.wait_idle();
@@ -250,10 +262,12 @@ fn a_client_that_goes_away_while_it_waits_changes_nothing() {
 
 #[test]
 fn no_other_deadline_holds_while_a_request_waits_for_the_store() {
-    let short = "100ms";
-    let timeouts =
-        [("IDLE_TIMEOUT", short), ("HEADER_TIMEOUT", short), ("BODY_TIMEOUT", short), SLOW];
-    let server = Server::start(&timeouts);
+    let server = Server::start(&[
+        ("IDLE_TIMEOUT", "1s"),
+        ("HEADER_TIMEOUT", "1s"),
+        ("BODY_TIMEOUT", "1s"),
+        ("FAULTS", "delay=3s"),
+    ]);
     assert_ack(&post(&server, &numbered(0..2), STORED), 2, "stored");
     server.wait_idle();
 }
@@ -288,7 +302,8 @@ fn many_payloads_are_acknowledged_as_one() {
 
 #[test]
 fn a_drain_lets_the_store_answer_who_waits_for_it() {
-    let server = Server::start(&[SLOW, ("MAX_WORKERS", "2"), ("DRAIN_TIMEOUT", "20s")]);
+    let settings = [("FAULTS", "delay=2s"), ("MAX_WORKERS", "2"), ("DRAIN_TIMEOUT", "2m")];
+    let server = Server::start(&settings);
     let mut waiting: Vec<Client> =
         numbered(0..4).iter().map(|payload| send(&server, &[payload], STORED)).collect();
     wait_waiting(&server, 4);
@@ -300,13 +315,13 @@ fn a_drain_lets_the_store_answer_who_waits_for_it() {
     }
     drop(waiting);
     let stopped = server.wait_stopped();
-    assert!(signalled.elapsed() < PATIENCE / 2, "{:?}", signalled.elapsed());
+    assert!(signalled.elapsed() < PATIENCE, "{:?}", signalled.elapsed());
     assert_eq!((stopped.status, stopped.accepted, stopped.stored), (0, 4, 4));
 }
 
 #[test]
 fn a_drain_that_sees_the_store_come_back_answers_200() {
-    let server = Server::start(&[("RETRY_BASE", "5ms"), ("DRAIN_TIMEOUT", "30s")]);
+    let server = Server::start(&[("RETRY_BASE", "5ms"), ("DRAIN_TIMEOUT", "2m")]);
     server.break_store();
     let mut waiting = send(&server, &numbered(0..3), STORED);
     wait_waiting(&server, 1);
@@ -358,7 +373,7 @@ fn a_second_signal_answers_504_at_once() {
     server.signal_again("INT");
     assert_left_open(&mut waiting);
     let stopped = server.wait_stopped();
-    assert!(hurried.elapsed() < PATIENCE / 2, "{:?}", hurried.elapsed());
+    assert!(hurried.elapsed() < PATIENCE, "{:?}", hurried.elapsed());
     assert_eq!((stopped.status, stopped.dead_lettered), (1, 1));
 }
 
@@ -366,15 +381,19 @@ fn a_second_signal_answers_504_at_once() {
 fn every_gauge_returns_to_zero_after_a_mix_of_everything() {
     let settings = [
         ("FAULTS", "seed=9,transient=0.2,object=0.1,panic=0.05,hang=0.05,delay=2ms"),
-        ("PUT_TIMEOUT", "100ms"),
+        ("PUT_TIMEOUT", "1s"),
         ("RETRY_BASE", "5ms"),
-        ("ACK_TIMEOUT", "60ms"),
+        ("ACK_TIMEOUT", "500ms"),
         ("MAX_WORKERS", "8"),
     ];
     let server = Server::start(&settings);
     let mut seen = [0; 3];
     let mut gone = Vec::new();
-    for ids in numbered(0..240).chunks(4) {
+    let mut rounds = 0;
+    while rounds < 60 || seen.contains(&0) {
+        assert!(rounds < 1_000, "{seen:?}");
+        let ids = &numbered(4 * rounds..4 * rounds + 4);
+        rounds += 1;
         let client = send(&server, ids, STORED);
         gone.push(client);
         let reply = post(&server, &ids[..1], STORED);
@@ -382,14 +401,14 @@ fn every_gauge_returns_to_zero_after_a_mix_of_everything() {
         seen[at.unwrap_or_else(|| panic!("{reply:?}"))] += 1;
     }
     drop(gone);
-    assert!(seen.iter().all(|count| *count > 0), "{seen:?}");
     server.wait_idle();
     let metrics = server.metrics();
     let decided = ["stored", "dead_lettered"]
         .map(|fate| metrics.sum(&format!("millrace_payloads_{fate}_total")));
-    assert_eq!(decided.iter().sum::<u64>(), 240 + 60);
+    let rounds = rounds as u64;
+    assert_eq!(decided.iter().sum::<u64>(), 5 * rounds);
     wait_for("every answer to be counted", || {
         let metrics = server.metrics();
-        [200, 502, 504].map(|status| metrics.requests(status)).iter().sum::<u64>() == 120
+        [200, 502, 504].map(|status| metrics.requests(status)).iter().sum::<u64>() == 2 * rounds
     });
 }

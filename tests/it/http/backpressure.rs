@@ -7,7 +7,11 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{Client, Reply, Server, collection, contents, numbered, request, sorted};
+use serde_json::Value;
+
+use crate::support::{
+    Client, Reply, Server, collection, contents, numbered, request, sorted, wait_for,
+};
 
 /// One worker, four slots, and retries fast enough to notice at once that the store is back.
 fn small(more: &[(&'static str, &'static str)]) -> Server {
@@ -113,20 +117,20 @@ fn waiting_requests_enter_in_order_of_arrival_whatever_their_size() {
 
 #[test]
 fn a_request_that_waited_in_vain_is_refused_and_lets_the_next_one_in() {
-    let server = small(&[("ENQUEUE_WAIT", "1500ms")]);
+    let server = small(&[("ENQUEUE_WAIT", "4s")]);
     stall(&server);
     assert_eq!(server.post(collection(&numbered(1..4))).status, 200);
     let started = Instant::now();
     let mut large = server.connect();
     large.send(request(collection(&numbered(10..12)).as_bytes(), ""));
     server.wait("the large one waits", |m| m.sum("millrace_room_waiters") == 1);
-    // Half its wait later comes one that would fit, were nobody in front.
-    std::thread::sleep(Duration::from_millis(750));
+    // A second later comes one that would fit, were nobody in front.
+    std::thread::sleep(Duration::from_secs(1));
     let mut small = server.connect();
     small.send(request(collection(&numbered(20..21)).as_bytes(), ""));
     server.wait("it stands behind", |m| m.sum("millrace_room_waiters") == 2);
     retry_after(&large.reply());
-    assert!(started.elapsed() >= Duration::from_millis(1500), "{:?}", started.elapsed());
+    assert!(started.elapsed() >= Duration::from_secs(4), "{:?}", started.elapsed());
     assert_eq!(small.reply().status, 200);
     assert_eq!(server.metrics().sum("millrace_room_waiters"), 0);
     server.mend_store();
@@ -146,21 +150,26 @@ fn retry_after_grows_with_the_time_for_which_nothing_moves() {
     ]);
     assert_eq!(server.post_payloads(&["1"]).status, 200);
     server.wait("the worker holds it", |m| m.sum("millrace_workers_busy") == 1);
-    assert_eq!(server.post_payloads(&["2"]).status, 200);
+    // Before the server can see that it is full, so that a slow machine fails nothing.
     let full_since = Instant::now();
-    assert_eq!(retry_after(&server.post_payloads(&["3"])), 1, "it may be a moment");
-    assert!(full_since.elapsed() >= Duration::from_millis(900), "it waited first");
-    crate::support::wait_for("retry-after of four seconds", || {
+    assert_eq!(server.post_payloads(&["2"]).status, 200);
+    let asked = Instant::now();
+    let most = || 1 + full_since.elapsed().as_secs() / 2;
+    assert!((1..=most()).contains(&retry_after(&server.post_payloads(&["3"]))));
+    assert!(asked.elapsed() >= Duration::from_millis(900), "it waited first");
+    wait_for("retry-after of four seconds", || {
         let seconds = retry_after(&server.post_payloads(&["3"]));
-        let most = 1 + full_since.elapsed().as_secs() / 2;
-        assert!((1..=most).contains(&seconds), "{seconds} after {:?}", full_since.elapsed());
+        assert!((1..=most()).contains(&seconds), "{seconds} after {:?}", full_since.elapsed());
         std::thread::sleep(Duration::from_millis(100));
         seconds >= 4
     });
     // By now nobody waits: nothing has moved for longer than that.
-    let asked = Instant::now();
-    retry_after(&server.post_payloads(&["3"]));
-    assert!(asked.elapsed() < Duration::from_millis(900), "{:?}", asked.elapsed());
+    let took = [(); 5].map(|()| {
+        let asked = Instant::now();
+        retry_after(&server.post_payloads(&["3"]));
+        asked.elapsed()
+    });
+    assert!(took.iter().any(|took| *took < Duration::from_millis(900)), "{took:?}");
     let metrics = server.metrics();
     let refused = metrics.sum_where("millrace_requests_total", "reason=\"queue_full\"");
     assert!(refused > 3 && refused == metrics.requests(503), "{}", metrics.0);
@@ -168,10 +177,13 @@ fn retry_after_grows_with_the_time_for_which_nothing_moves() {
     let ready = server.admin("/readyz");
     assert_eq!(ready.status, 200, "others may be idle");
     assert!(ready.body.contains("core 0: the queue is full"), "{}", ready.body);
-    let line = |log: Vec<serde_json::Value>| {
-        log.into_iter().find(|line| line["reason"] == "queue_full" && line["level"] == "WARN")
-    };
-    let line = line(server.log()).expect("the refusals are logged");
+    let mut line = None;
+    wait_for("the refusals to be logged", || {
+        let is_of_them = |line: &Value| line["reason"] == "queue_full" && line["level"] == "WARN";
+        line = server.log().into_iter().find(is_of_them);
+        line.is_some()
+    });
+    let line = line.unwrap();
     assert!(line["message"].as_str().unwrap().contains("MAX_WORKERS"), "{line}");
     assert!(line["refused"].as_u64().unwrap() >= 1, "{line}");
     let stopped = server.stop();
@@ -211,6 +223,12 @@ fn a_batch_server_shows_that_it_is_full() {
 
 #[test]
 fn retry_after_follows_the_measured_rate() {
+    // A client that does not run for two seconds finds another state than the one that is meant.
+    let flawed: Vec<String> = (0..4).map_while(|_| is_told_the_rate().err()).collect();
+    assert!(flawed.len() < 4, "{flawed:?}");
+}
+
+fn is_told_the_rate() -> Result<(), String> {
     let server =
         Server::start(&[("MAX_WORKERS", "1"), ("MAX_QUEUE", "60"), ("FAULTS", "delay=100ms")]);
     assert_eq!(server.post(collection(&numbered(0..60))).status, 200);
@@ -218,9 +236,16 @@ fn retry_after_follows_the_measured_rate() {
     // About 25 of the 60 slots are missing, freed at not quite 10 a second. The client may be a
     // second early.
     let asked = Instant::now();
-    let seconds = retry_after(&server.post(collection(&numbered(100..160))));
-    assert!((1..=4).contains(&seconds), "{seconds}");
-    assert!(asked.elapsed() < Duration::from_millis(900), "it would have waited in vain");
+    let reply = server.post(collection(&numbered(100..160)));
+    let took = asked.elapsed();
+    if reply.status != 503 {
+        return Err(format!("{}: there is room", reply.status));
+    }
+    let seconds = retry_after(&reply);
     server.wait_idle();
     assert_eq!(server.stored().len(), 60);
+    if (1..=4).contains(&seconds) && took < Duration::from_millis(900) {
+        return Ok(());
+    }
+    Err(format!("{seconds} s, said after {took:?}: it would have waited in vain"))
 }

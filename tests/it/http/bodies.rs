@@ -6,7 +6,6 @@
 //! for the unit tests; here every form goes its whole way.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::support::{Client, Reply, Server, request, sorted};
 
@@ -271,7 +270,8 @@ fn large_bodies_that_wait_for_room_are_stored_as_received() {
         ("MAX_WORKERS", "1"),
         ("MAX_QUEUE", "3"),
         ("ENQUEUE_WAIT", "60s"),
-        ("FAULTS", "delay=300ms"),
+        ("RETRY_BASE", "5ms"),
+        ("RETRY_MAX", "50ms"),
     ];
     let long = |n: usize| format!(r#"{{"id":{n},"x":"{}"}}"#, "x".repeat(40_000));
     let three = [long(1), long(2), long(3)];
@@ -289,14 +289,15 @@ fn large_bodies_that_wait_for_room_are_stored_as_received() {
         (NDJSON, whole.clone(), vec![whole]),
     ] {
         let server = Server::start(&settings);
+        server.break_store();
         let mut first = server.connect();
         assert_eq!(post(&mut first, "", "[0]").status, 200);
-        server.wait("the worker has it", |metrics| metrics.sum("millrace_workers_busy") == 1);
+        server.wait("the worker has it", |m| m.sum("millrace_put_retries_total") > 0);
         assert_eq!(post(&mut first, "", "[0,0,0]").status, 200);
         let mut waiting = server.connect();
-        waiting.stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         waiting.send(request(body.as_bytes(), &header(content_type)));
         server.wait("it waits", |metrics| metrics.sum("millrace_room_waiters") == 1);
+        server.mend_store();
         assert_eq!(waiting.reply().status, 200);
         drop((first, waiting));
         server.wait_idle();

@@ -302,16 +302,13 @@ fn what_no_empty_ring_could_hold_is_413_naming_the_limit() {
 
 #[test]
 fn a_full_ring_is_503_with_retry_after_and_admits_nothing() {
-    let settings = [
-        ("MAX_WORKERS", "1"),
-        ("MAX_QUEUE", "4"),
-        ("FAULTS", "delay=1500ms"),
-        ("PUT_TIMEOUT", "10s"),
-    ];
+    let settings =
+        [("MAX_WORKERS", "1"), ("MAX_QUEUE", "4"), ("RETRY_BASE", "5ms"), ("RETRY_MAX", "50ms")];
     let server = Server::start(&settings);
+    server.break_store();
     let mut client = server.connect();
     assert_eq!(client.post(r#"{"data":["first"]}"#).status, 200);
-    server.wait("the worker has it", |m| m.sum("millrace_workers_busy") == 1);
+    server.wait("the worker has it", |m| m.sum("millrace_put_retries_total") > 0);
     assert_eq!(client.post(r#"{"data":[1,2,3]}"#).status, 200);
     let reply = client.post(r#"{"data":["no","none"]}"#);
     assert_error(&reply, 503, "full");
@@ -319,6 +316,7 @@ fn a_full_ring_is_503_with_retry_after_and_admits_nothing() {
     assert!((1..=60).contains(&seconds), "{seconds}");
     assert_eq!(reply.header("connection"), None, "the body was read: kept alive");
     assert_eq!(client.post(r#"{"data":[4]}"#).status, 200, "one slot is left for who needs one");
+    server.mend_store();
     drop(client);
     server.wait_idle();
     assert_eq!(server.stored_texts(), ["\"first\"", "1", "2", "3", "4"]);

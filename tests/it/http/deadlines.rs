@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 
 use crate::support::{Client, PATIENCE, Server, request};
 
-const HEADER: Duration = Duration::from_millis(300);
-const BODY: Duration = Duration::from_millis(400);
-const IDLE: Duration = Duration::from_millis(500);
+const HEADER: Duration = Duration::from_secs(1);
+const BODY: Duration = Duration::from_millis(1_200);
+const IDLE: Duration = Duration::from_millis(1_500);
 
 fn server() -> Server {
     let settings =
-        [("HEADER_TIMEOUT", "300ms"), ("BODY_TIMEOUT", "400ms"), ("IDLE_TIMEOUT", "500ms")];
+        [("HEADER_TIMEOUT", "1s"), ("BODY_TIMEOUT", "1200ms"), ("IDLE_TIMEOUT", "1500ms")];
     Server::start(&settings)
 }
 
@@ -56,7 +56,7 @@ fn a_head_that_is_not_complete_in_time_gets_408() {
 
 #[test]
 fn a_head_that_began_with_the_last_request_has_its_deadline_too() {
-    let settings = [("HEADER_TIMEOUT", "300ms"), ("IDLE_TIMEOUT", "1m")];
+    let settings = [("HEADER_TIMEOUT", "1s"), ("IDLE_TIMEOUT", "1m")];
     let server = Server::start(&settings);
     let whole = request(br#"{"data":[1]}"#, "");
     let (head, body) = whole.split_at(whole.len() - 12);
@@ -80,13 +80,13 @@ fn a_head_that_began_with_the_last_request_has_its_deadline_too() {
     client.send([&whole[..], b"\r\n"].concat());
     assert_eq!(client.reply().status, 200);
     client.send("\r\n");
-    std::thread::sleep(3 * HEADER);
+    std::thread::sleep(3 * HEADER / 2);
     client.send("\r\n");
     assert_eq!(client.post(r#"{"data":[1]}"#).status, 200);
     // Nor do two requests in one piece leave anything behind.
     client.send([&whole[..], &whole].concat());
     assert_eq!((client.reply().status, client.reply().status), (200, 200));
-    std::thread::sleep(3 * HEADER);
+    std::thread::sleep(3 * HEADER / 2);
     assert_eq!(client.post(r#"{"data":[1]}"#).status, 200);
     drop(client);
     server.wait_idle();
@@ -216,19 +216,24 @@ fn waiting_for_room_is_no_deadline_of_the_client() {
     let settings = [
         ("HEADER_TIMEOUT", "200ms"),
         ("BODY_TIMEOUT", "200ms"),
-        ("IDLE_TIMEOUT", "5s"),
+        ("IDLE_TIMEOUT", "15s"),
         ("ENQUEUE_WAIT", "20s"),
         ("MAX_WORKERS", "1"),
         ("MAX_QUEUE", "1"),
-        ("FAULTS", "delay=700ms"),
+        ("RETRY_BASE", "5ms"),
+        ("RETRY_MAX", "50ms"),
     ];
     let server = Server::start(&settings);
+    server.break_store();
     let mut client = server.connect();
     assert_eq!(client.post(r#"{"data":[1]}"#).status, 200);
-    server.wait("the worker has it", |m| m.sum("millrace_workers_busy") == 1);
+    server.wait("the worker has it", |m| m.sum("millrace_put_retries_total") > 0);
     assert_eq!(client.post(r#"{"data":[2]}"#).status, 200);
     let started = Instant::now();
-    let waited = client.post(r#"{"data":[3]}"#);
+    client.send(request(br#"{"data":[3]}"#, ""));
+    std::thread::sleep(Duration::from_millis(700));
+    server.mend_store();
+    let waited = client.reply();
     assert_eq!(waited.status, 200, "{waited:?}");
     assert!(started.elapsed() > Duration::from_millis(200), "it did not wait");
     // The next request has deadlines of its own: a stall within them is fine, beyond them it is

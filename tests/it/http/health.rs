@@ -4,8 +4,6 @@
 //! Method: probes of both listeners side by side while the store breaks and mends, while the queue
 //! is full and while the server stops; every method; a scrape.
 
-use std::time::Duration;
-
 use crate::support::{Client, Reply, Server, request, wait_for};
 
 /// What a `GET` or `HEAD` of `path` on the ingest port gets, on a connection of its own.
@@ -142,7 +140,11 @@ fn a_server_without_room_answers_probes() {
 
 #[test]
 fn a_server_that_drains_sends_balancers_away() {
-    let server = Server::start(&[("INGEST_HEALTH", "on"), ("DRAIN_TIMEOUT", "40s")]);
+    let server = Server::start(&[
+        ("INGEST_HEALTH", "on"),
+        ("DRAIN_TIMEOUT", "2m"),
+        ("HEADER_TIMEOUT", "1m"),
+    ]);
     wait_for("ready", || probe(&server, "GET", "/readyz").status == 200);
     let begun = |path: &str| {
         let mut client = server.connect();
@@ -157,9 +159,12 @@ fn a_server_that_drains_sends_balancers_away() {
         client.last_reply()
     };
     let clients = ["/readyz", "/readyz", "/healthz"].map(begun);
+    let mut idle = server.connect();
+    idle.send(request(br#"{"data":[]}"#, ""));
+    assert_eq!(idle.reply().status, 200);
     server.signal("TERM");
     server.wait_ready(503);
-    std::thread::sleep(Duration::from_millis(50));
+    assert!(idle.closed(), "the core knows");
     let replies = clients.map(finish);
     let seen = replies.each_ref().map(|reply| (reply.status, reply.body.as_str()));
     assert_eq!(seen, [(503, "not ready\n"), (503, "not ready\n"), (200, "ok\n")]);

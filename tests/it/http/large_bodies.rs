@@ -6,7 +6,7 @@
 //! the memory holds.
 
 use std::io::Write as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::support::{Client, Server, chunked_request, request, sorted};
 
@@ -164,12 +164,19 @@ fn more_bodies_at_once_than_the_memory_holds_are_stored_or_refused() {
                         let length = 600_000 + rng.below(400_000);
                         let payload = payload(length, &mut rng);
                         let wire = request(format!("{{\"data\":[{payload}]}}").as_bytes(), "");
+                        let began = Instant::now();
                         let mut client = server.connect();
                         for piece in wire.chunks(100_000) {
                             if !client.try_send(piece) {
                                 break;
                             }
                             std::thread::sleep(Duration::from_millis(5));
+                        }
+                        if let Err(error) = client.stream.peek(&mut [0]) {
+                            // The server reads on for two seconds after an early answer.
+                            let took = began.elapsed();
+                            assert!(took > Duration::from_millis(1_800), "{error} after {took:?}");
+                            continue;
                         }
                         match client.try_reply().map(|reply| reply.status) {
                             Some(200) => stored.push(payload),

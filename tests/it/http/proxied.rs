@@ -250,11 +250,11 @@ fn health_checks_are_no_errors() {
 #[test]
 fn a_header_has_header_timeout() {
     let (server, proxied) = start(&[("HEADER_TIMEOUT", "600ms")]);
-    let limits = Duration::from_millis(550)..Duration::from_secs(5);
+    let limits = Duration::from_millis(550)..PATIENCE;
     // Nothing at all, part of a header, and a byte now and then.
     for (at, sent) in [&b""[..], &line()[..20], &binary(1, 0x11, &block())[..20]].iter().enumerate()
     {
-        let (mut client, started) = (Client::connect(proxied), Instant::now());
+        let (started, mut client) = (Instant::now(), Client::connect(proxied));
         client.send(sent);
         assert!(is_closed(&mut client));
         assert!(limits.contains(&started.elapsed()), "{at}: {:?}", started.elapsed());
@@ -272,7 +272,7 @@ fn a_header_has_header_timeout() {
     server.wait("its count", |_| refusals(&server) == [0, 0, 4]);
     server.wait_logged("it sent no whole PROXY header within HEADER_TIMEOUT");
     // A header and then silence is an idle connection.
-    let (mut client, started) = (Client::connect(proxied), Instant::now());
+    let (started, mut client) = (Instant::now(), Client::connect(proxied));
     client.send(line());
     assert!(is_closed(&mut client));
     assert!(limits.contains(&started.elapsed()), "{:?}", started.elapsed());
@@ -339,7 +339,7 @@ fn the_busiest_client_gives_way_not_the_proxy() {
 
 #[test]
 fn a_stop_does_not_wait_for_headers() {
-    let (server, proxied) = start(&[("DRAIN_TIMEOUT", "20s")]);
+    let (server, proxied) = start(&[("DRAIN_TIMEOUT", "1m"), ("HEADER_TIMEOUT", "50s")]);
     let mut clients: Vec<Client> = (0..10).map(|_| Client::connect(proxied)).collect();
     clients[0].send(&line()[..9]);
     server.wait("all", |m| m.sum("millrace_connections") == 10);
@@ -350,7 +350,7 @@ fn a_stop_does_not_wait_for_headers() {
     assert_eq!(clients[1].reply().status, 200);
     let stopped = server.wait_stopped();
     assert_eq!((stopped.status, stopped.stored), (0, 1));
-    assert!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(25), "{:?}", started.elapsed());
     let text = stopped.log_text();
     assert!(!text.contains("have this proxy send one"), "a stop is nobody's fault: {text}");
 }

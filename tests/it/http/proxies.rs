@@ -82,7 +82,7 @@ fn haproxy_checks_the_server_over_proxy_headers() {
     let server = Server::start(&[("LISTEN", &listen)]);
     let dir = tempfile::tempdir().unwrap();
     let defaults = "mode http\n option httpchk GET /payloads\n http-check expect status 405";
-    let backend = format!("server s {proxied} send-proxy-v2 check inter 50ms fall 1 rise 1");
+    let backend = format!("server s {proxied} send-proxy-v2 check inter 50ms fall 5 rise 1");
     let front = Front::haproxy(&binary, dir.path(), defaults, &backend);
     server.wait("ten checks", |m| m.requests(405) >= 10);
     requests_through(&front, &server, "x-forwarded-for: 192.0.2.66\r\n");

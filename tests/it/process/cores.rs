@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::support::{Client, Metrics, Server, needs, request, run};
+use crate::support::{Client, Metrics, Server, needs, request, run, wait_for};
 
 fn two_cores(settings: &[(&str, &str)]) -> Option<Server> {
     let cores = needs::two_cores()?;
@@ -55,7 +55,8 @@ fn connections_and_keys_are_spread_over_both_cores() {
 
 #[test]
 fn each_core_has_its_own_workers() {
-    let settings = [("MAX_WORKERS", "3"), ("MAX_QUEUE", "8"), ("FAULTS", "delay=1500ms")];
+    let settings =
+        [("MAX_WORKERS", "3"), ("MAX_QUEUE", "8"), ("ENQUEUE_WAIT", "0s"), ("FAULTS", "delay=3s")];
     let Some(server) = two_cores(&settings) else { return };
     // Until both cores are full; each takes 3 + 8, or a request more while workers take from the
     // ring.
@@ -111,18 +112,22 @@ fn core_threads_are_pinned_and_others_are_not() {
 #[test]
 fn threads_that_nobody_waits_for_have_a_low_priority() {
     let server = Server::start(&[]);
-    let mut nice: BTreeMap<String, i32> = BTreeMap::new();
-    for task in std::fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap() {
-        let path = task.unwrap().path();
-        let stat = std::fs::read_to_string(path.join("stat")).unwrap();
-        let (before, fields) = stat.rsplit_once(") ").unwrap();
-        let (_, comm) = before.split_once('(').unwrap();
-        // The 19th of proc_pid_stat(5), the 17th behind the name.
-        nice.insert(comm.to_owned(), fields.split(' ').nth(16).unwrap().parse().unwrap());
-    }
+    let nice = || -> BTreeMap<String, i32> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap();
+        let of_task = |task: std::io::Result<std::fs::DirEntry>| {
+            let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
+            let (before, fields) = stat.rsplit_once(") ").unwrap();
+            let (_, comm) = before.split_once('(').unwrap();
+            // The 19th of proc_pid_stat(5), the 17th behind the name.
+            (comm.to_owned(), fields.split(' ').nth(16).unwrap().parse().unwrap())
+        };
+        tasks.map(of_task).collect()
+    };
+    // Each thread gives way by itself when it begins.
     for background in ["millrace-disks", "millrace-memory", "millrace-reload"] {
-        assert!(nice.get(background).is_some_and(|nice| *nice >= 10), "{nice:?}");
+        wait_for(background, || nice().get(background).is_some_and(|nice| *nice >= 10));
     }
+    let nice = nice();
     assert!(nice["millrace-core-0"] == nice["millrace"] && nice["millrace"] < 10, "{nice:?}");
 }
 

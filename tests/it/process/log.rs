@@ -7,7 +7,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use serde_json::Value;
 
+use crate::support::front::free_address;
 use crate::support::{
     Client, Metrics, PATIENCE, Server, collection, command, dead_letters, kill_command, numbered,
     run, wait_for, wrap,
@@ -30,21 +31,16 @@ struct Deaf {
     dir: tempfile::TempDir,
 }
 
-/// An address that was free a moment ago.
-fn free() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-}
-
 impl Deaf {
     fn start(settings: &[(&str, &str)], stderr: impl FnOnce(&mut Command)) -> Deaf {
         let dir = tempfile::tempdir().unwrap();
-        let (ingest, admin) = (free(), free());
+        let (ingest, admin) = (free_address(), free_address());
         let (listen, admin_listen) = (ingest.to_string(), admin.to_string());
         let mut all = vec![
             ("LISTEN", listen.as_str()),
             ("ADMIN_LISTEN", admin_listen.as_str()),
             ("CORES", "0"),
-            ("DRAIN_TIMEOUT", "6s"),
+            ("DRAIN_TIMEOUT", "25s"),
         ];
         all.extend_from_slice(settings);
         let mut command = command(dir.path(), &[], &all);
@@ -91,7 +87,7 @@ impl Deaf {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status.code();
             }
-            assert!(signalled.elapsed() < Duration::from_secs(6), "the log holds up the stop");
+            assert!(signalled.elapsed() < Duration::from_secs(24), "the log holds up the stop");
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -193,7 +189,11 @@ fn nothing_that_happens_to_stderr_ends_or_stalls_a_server() {
         }
         server.wait("the dead letters", |m| m.sum("millrace_payloads_dead_lettered_total") == 40);
         assert_eq!(server.metrics().sum("millrace_worker_panics_total"), 40, "{kind}");
-        assert_eq!(server.dropped() > 0, loses, "{kind}: {}", server.dropped());
+        if loses {
+            wait_for(kind, || server.dropped() > 0);
+        } else {
+            assert_eq!(server.dropped(), 0, "{kind}");
+        }
         assert_eq!(server.stop(), Some(0), "{kind}");
         assert_eq!(dead_letters(&server.dir.path().join("dead-letter")).len(), 40, "{kind}");
     }
@@ -260,8 +260,7 @@ fn the_next_reader_of_a_fifo_gets_the_next_lines() {
     let report = lines.find(|line| line.contains(" WARN log lines were dropped")).unwrap();
     let dropped: u64 = report.rsplit_once("dropped=").unwrap().1.parse().unwrap();
     assert!(dropped >= lost, "{report}");
-    let next = lines.next().unwrap();
-    assert!(next.contains("ERROR a thread panicked"), "{next}");
+    let next = lines.find(|line| line.contains("ERROR a thread panicked")).unwrap();
     assert!(next.contains(r#"thread="millrace-core"#), "{next}");
     assert_eq!(server.stop(), Some(0));
 }

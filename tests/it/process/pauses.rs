@@ -9,16 +9,16 @@ use std::time::Duration;
 
 use crate::support::{Client, Server, request};
 
-const PAUSE: Duration = Duration::from_millis(1_200);
+const PAUSE: Duration = Duration::from_millis(2_500);
 
 fn server(settings: &[(&str, &str)]) -> Server {
-    let short = [("HEADER_TIMEOUT", "400ms"), ("BODY_TIMEOUT", "400ms"), ("IDLE_TIMEOUT", "400ms")];
+    let short = [("HEADER_TIMEOUT", "1s"), ("BODY_TIMEOUT", "1s"), ("IDLE_TIMEOUT", "1s")];
     Server::start(&[&short[..], settings].concat())
 }
 
 /// Long enough for the server to have read what was sent, and shorter than each deadline.
 fn let_it_read() {
-    std::thread::sleep(Duration::from_millis(60));
+    std::thread::sleep(Duration::from_millis(150));
 }
 
 /// Has `during` done while the server is stopped.

@@ -254,7 +254,7 @@ fn a_stuck_core_is_named_and_its_last_figures_stay() {
     let asked = Instant::now();
     let reply = get(&server, "", "*/*");
     // Two seconds for the cores, and room for a busy machine.
-    assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
+    assert!(asked.elapsed() < Duration::from_secs(20), "{:?}", asked.elapsed());
     assert!(reply.body.contains("# core 0 has not answered: its figures are "), "{reply:?}");
     assert!(reply.body.contains("\n127.0.0.5 "), "{reply:?}");
     assert_eq!(server.admin("/healthz").status, 200);

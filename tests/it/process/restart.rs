@@ -10,12 +10,13 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, getrlimit};
 
+use crate::support::front::free_address;
 use crate::support::needs::{Need, skip};
 use crate::support::{PATIENCE, Server, command, kill_command, run, wait_for};
 
 /// An address that was free a moment ago.
 fn free() -> String {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+    free_address().to_string()
 }
 
 /// Connections that this process and the server have descriptors for, up to as many as were seen to
@@ -155,7 +156,7 @@ fn alone(options: &str, script: &str) -> std::process::Output {
     // unshare(1) takes no notice of SIGTERM.
     command.args([
         "--signal=KILL",
-        "30",
+        "150",
         "unshare",
         options,
         "--kill-child",

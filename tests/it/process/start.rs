@@ -2,16 +2,12 @@
 //! clients post from the first moment the port answers, and the signal comes with the first 200.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use crate::support::front::free_port;
 use crate::support::{PATIENCE, command, files, request, signal};
-
-/// A port that was free a moment ago.
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
 
 /// The status of one POST, or `None` when the server is not there (any more).
 fn try_post(port: u16) -> Option<u16> {

@@ -395,7 +395,7 @@ fn child_keeps_putting_across_expiry() {
         let store = store_of(&aws, 1);
         for i in 0..50 {
             store.put(&Object::of(&format!("k{i}"), &payload("{}"))).await.expect("never expired");
-            Timer::new(Duration::from_millis(100)).await;
+            Timer::new(Duration::from_millis(170)).await;
         }
         assert!(aws.shared().credentials().generation >= 3);
     });
@@ -403,7 +403,7 @@ fn child_keeps_putting_across_expiry() {
 
 fn short_lived_keys_are_replaced_ahead_of_expiry(client: S3Client) {
     let server = S3Server::start();
-    let imds = Imds::start(|_| role(ACCESS_KEY, 3));
+    let imds = Imds::start(|_| role(ACCESS_KEY, 5));
     let (imds_url, s3_url) = (imds.url(), server.url());
     run(
         client,

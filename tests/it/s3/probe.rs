@@ -1,13 +1,11 @@
 //! The start-up question to the bucket: each mistake has its own sentence.
 
-use std::net::TcpListener;
-
 use millrace::internals::config::S3Client;
 use millrace::internals::store::s3::probe::{Probe, ProbeError};
 use millrace::internals::store::s3::sdk::S3Store;
 use millrace::internals::store::s3::{self, Overrides};
 
-use crate::support::s3::{ACCESS_KEY, BUCKET, Fault, S3Server};
+use crate::support::s3::{ACCESS_KEY, BUCKET, Fault, S3Server, silent_port};
 use crate::support::s3_client::{UNRESOLVABLE, keys, on_executor, options, overrides, target};
 
 async fn probe_with(overrides: Overrides, bucket: &str) -> Result<Probe, ProbeError> {
@@ -32,7 +30,7 @@ fn a_good_bucket_is_asked_for_one_key_under_the_prefix() {
 #[test]
 fn real_mistakes_are_named() {
     let server = S3Server::start();
-    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (_nobody, closed) = silent_port();
     on_executor(async {
         let endpoint = server.url();
         let missing = probe_with(overrides(&server), "no-such-bucket").await;

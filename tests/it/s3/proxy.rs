@@ -2,7 +2,6 @@
 //! wrong on the way names the proxy, and its password is shown nowhere.
 
 use std::ffi::OsString;
-use std::net::TcpListener;
 
 use millrace::internals::config::S3Client;
 use millrace::internals::store::s3::proxies::Proxies;
@@ -13,7 +12,7 @@ use millrace::internals::store::{Class, Object};
 use crate::s3::wire::tls_for;
 use crate::support::proxy::ProxyServer;
 use crate::support::run;
-use crate::support::s3::{ACCESS_KEY, BUCKET, Fault, Options, S3Server, SECRET_KEY};
+use crate::support::s3::{ACCESS_KEY, BUCKET, Fault, Options, S3Server, SECRET_KEY, silent_port};
 use crate::support::s3_client::{
     UNRESOLVABLE, host, on_both_clients, on_executor, options, overrides, payload, store_at, target,
 };
@@ -125,7 +124,7 @@ fn bare(status: &str) -> String {
 fn what_goes_wrong_names_the_proxy(client: S3Client) {
     let server = S3Server::start();
     let proxy = ProxyServer::start(&[]);
-    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (_nobody, closed) = silent_port();
     let place = proxy.url().replace("http://", "");
     let unresolvable = format!("http://me:hunter2@{UNRESOLVABLE}:3128");
     on_executor(async {
@@ -172,7 +171,7 @@ fn what_goes_wrong_names_the_proxy(client: S3Client) {
 fn the_probe_goes_through_the_proxy_and_names_it() {
     let server = S3Server::start();
     let proxy = ProxyServer::start(&[(HOST, server.addr())]);
-    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (_nobody, closed) = silent_port();
     on_executor(async {
         let probe = async |url: &str, endpoint: &str| {
             let overrides = through(url, endpoint, &server);

@@ -15,7 +15,7 @@ fn settings(server: &S3Server, bucket: &str) -> Vec<(&'static str, String)> {
         ("AWS_EC2_METADATA_DISABLED", "true".into()),
         ("HOME", "/nonexistent".into()),
         ("RETRY_BASE", "10ms".into()),
-        ("PUT_TIMEOUT", "300ms".into()),
+        ("PUT_TIMEOUT", "2s".into()),
     ]
 }
 

@@ -75,6 +75,7 @@ fn catches_up(server: Server, s3: &S3Server) {
     server.wait("stored", |metrics| metrics.sum("millrace_payloads_stored_total") == 1);
     assert_eq!(s3.objects().into_values().collect::<Vec<_>>(), [b"\"early\""]);
     server.wait_idle();
+    server.wait_logged("can be used now");
     assert_eq!(server.count_logged("can be used now"), 1);
     let stopped = server.stop();
     assert_eq!((stopped.status, stopped.stored, stopped.dead_lettered), (0, 1, 0));

@@ -88,7 +88,7 @@ fn run(dir: &Path, args: &[&str], settings: &[(&str, &str)]) -> Vec<u8> {
 fn end(mut child: Child, serves: impl Fn() -> bool) {
     let started = Instant::now();
     while child.try_wait().unwrap().is_none() {
-        if serves() || started.elapsed() > Duration::from_secs(20) {
+        if serves() || started.elapsed() > Duration::from_secs(60) {
             let _ended_already = child.kill();
         }
         std::thread::sleep(Duration::from_millis(10));

@@ -3,7 +3,7 @@
 //! send tokens that are known and others that are not, and workers and connections panic.
 
 use std::fs::{self, File};
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::{Arc, Mutex};
@@ -12,6 +12,7 @@ use super::canaries::{
     ACCESS_KEY, ADMIN_TOKEN, CLIENT_TOKEN, HEADER, PRIVATE_KEY, PROXY_PASSWORD, QUERY,
     REFUSED_BODY, SECRET_KEY, SESSION_TOKEN, STORED_BODY, Search, UNKNOWN_TOKEN, percent,
 };
+use crate::support::front::free_port;
 use crate::support::proxy::ProxyServer;
 use crate::support::s3::{BUCKET, Fault, S3Server, Seen};
 use crate::support::tls::{self, Authority, TlsClient, ed25519};
@@ -83,7 +84,7 @@ impl Scene {
         let proxy = ProxyServer::start(&[(HOST, store.addr())]);
         let dir = Arc::new(tempfile::tempdir().unwrap());
         // Port 0 may be there once.
-        let secured = TcpListener::bind("127.0.0.3:0").unwrap().local_addr().unwrap();
+        let secured = SocketAddr::from(([127, 0, 0, 3], free_port()));
         let settings = vec![
             ("MILLRACE_CONFIG", "m.toml".to_owned()),
             ("LISTEN", format!("127.0.0.1:0,https://{secured}")),

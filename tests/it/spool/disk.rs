@@ -22,7 +22,7 @@ const SETTINGS: [(&str, &str); 7] = [
     ("SPOOL_CHECKPOINT", "300ms"),
     ("RETRY_BASE", "5ms"),
     ("RETRY_MAX", "50ms"),
-    ("ACK_TIMEOUT", "1s"),
+    ("ACK_TIMEOUT", "3s"),
 ];
 
 fn dir() -> Arc<tempfile::TempDir> {
@@ -238,7 +238,7 @@ fn spool_on_a_disk_that_hangs_answers_504_and_goes_on_when_it_answers() {
     let reply = client.spool(&[&hung]);
     assert_eq!(reply.status, 504, "{}", reply.body);
     assert!(reply.error().contains("ACK_TIMEOUT"), "{}", reply.error());
-    assert!(started.elapsed() >= Duration::from_secs(1));
+    assert!(started.elapsed() >= Duration::from_secs(3));
     sent.push(hung);
     let reasons = server.wait_ready(503);
     assert!(reasons.contains("core 0: the spool's disk has not answered for"), "{reasons}");
@@ -266,7 +266,7 @@ fn spool_on_a_disk_that_hangs_answers_504_and_goes_on_when_it_answers() {
     let started = Instant::now();
     server.signal("TERM");
     wait_for("the stop to end", || server.logged("\"stopped\""));
-    assert!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(16), "{:?}", started.elapsed());
     drop(frozen);
     let stopped = server.wait_stopped();
     assert_eq!((stopped.status, stopped.lost), (0, 0), "{}", stopped.log_text());

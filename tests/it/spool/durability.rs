@@ -121,7 +121,7 @@ fn spool_drain_with_a_dead_store_leaves_what_is_spooled_at_once() {
     drop(client);
     wait_for("some unconfirmed objects", || server.stored().len() >= 4);
     let stopped = server.stop();
-    assert!(stopped.took < Duration::from_secs(4), "{:?}", stopped.took);
+    assert!(stopped.took < Duration::from_secs(9), "{:?}", stopped.took);
     let figures = (stopped.status, stopped.accepted, stopped.stored, stopped.dead_lettered);
     assert_eq!(figures, (0, 100, 0, 0), "{}", stopped.log_text());
     assert_eq!(stopped.lost, 0);
@@ -148,7 +148,7 @@ fn spool_drain_takes_in_what_was_only_queued() {
     let stopped = server.stop();
     let figures = (stopped.status, stopped.accepted, stopped.dead_lettered, stopped.lost);
     assert_eq!(figures, (0, 2_000, 0, 0), "{}", stopped.log_text());
-    assert!(stopped.took < Duration::from_secs(4), "{:?}", stopped.took);
+    assert!(stopped.took < Duration::from_secs(9), "{:?}", stopped.took);
     assert!(!stopped.dir.path().join("dead-letter").read_dir().unwrap().any(|_| true));
     let stopped = finish(start_in(&stopped.dir, &[("NODE_ID", "second")]));
     let stored = stopped.stored();
@@ -180,7 +180,7 @@ fn spool_of_a_killed_process_is_adopted_by_another_that_runs() {
     victim.kill();
     let killed = Instant::now();
     heir.wait("adopted", |m| m.sum("millrace_payloads_taken_over_total") == 30);
-    assert!(killed.elapsed() < Duration::from_secs(10), "{:?}", killed.elapsed());
+    assert!(killed.elapsed() < Duration::from_secs(30), "{:?}", killed.elapsed());
     let stopped = finish(heir);
     assert_eq!(contents(&stopped.stored()), sorted(&numbered(0..31)));
 }
@@ -326,7 +326,9 @@ fn spool_leaves_files_that_are_not_its_own_to_their_owner() {
     fs::write(file.with_file_name("8.seg"), "").unwrap();
     let server = start_in(&dir, &[]);
     server.wait_spool_empty();
-    assert_eq!(server.count_logged("is not a spool segment"), strangers.len());
+    wait_for("a line for each", || {
+        server.count_logged("is not a spool segment") == strangers.len()
+    });
     let stopped = finish_beside_quarantine(server);
     assert_eq!(contents(&stopped.stored()), numbered(0..3));
     let aside = files(&dir.path().join("spool/quarantine"));
@@ -369,7 +371,7 @@ fn spool_sync_that_fails_is_a_503_and_stores_nothing_of_it() {
     drop(client);
     assert!(refused > 10 && kept.len() > 50, "{refused} refused, {} kept", kept.len());
     // Until progress says which groups failed.
-    std::thread::sleep(Duration::from_millis(300));
+    std::thread::sleep(Duration::from_secs(1));
     let dir = server.kill().dir;
     crate::support::mend_store(dir.path());
     let stopped = finish(start_in(&dir, &[("NODE_ID", "n")]));
@@ -379,7 +381,7 @@ fn spool_sync_that_fails_is_a_503_and_stores_nothing_of_it() {
 
 #[test]
 fn spool_that_fails_is_not_ready_and_recovers_by_itself() {
-    let server = start(&[("FAULTS", "spool_sync=1"), ("SPOOL_CHECKPOINT", "2s")]);
+    let server = start(&[("FAULTS", "spool_sync=1"), ("SPOOL_CHECKPOINT", "4s")]);
     let mut client = server.connect();
     for _ in 0..2 {
         assert_eq!(client.spool(&["0"]).status, 503);

@@ -148,6 +148,7 @@ fn a_full_directory_loses_loudly_until_a_replay_makes_room() {
     assert_eq!(server.post_payloads(&[&large]).status, 200);
     server.wait("the loss", |m| m.sum("millrace_payloads_lost_total") == 1);
     server.wait_idle();
+    server.wait_logged("payload lost");
     let line = server.log().into_iter().find(|line| line["message"] == "payload lost").unwrap();
     assert_eq!(line["level"], "ERROR");
     assert!(line["key"].as_str().unwrap().ends_with("-2.json"), "{line}");
@@ -244,7 +245,7 @@ fn a_replay_takes_what_it_stored_out_of_the_file_of_a_stop() {
 fn a_replay_that_was_killed_is_repeated_under_the_same_keys() {
     let stopped = stopped_with_letters(60);
     let dir = stopped.dir.path();
-    let mut command = command(dir, &["dead-letter", "replay"], &[("FAULTS", "delay=200ms")]);
+    let mut command = command(dir, &["dead-letter", "replay"], &[("FAULTS", "delay=2s")]);
     let mut child = command.stdout(Stdio::null()).spawn().unwrap();
     // Not by their contents: the preflight's own file comes and goes.
     let is_object = |entry: std::io::Result<DirEntry>| {

@@ -3,6 +3,7 @@
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::{Client, wait_for};
 
@@ -27,9 +28,23 @@ pub fn daemon(name: &str) -> Option<PathBuf> {
     directories.map(|directory| directory.join(name)).find(|file| file.is_file())
 }
 
-/// An address on which nobody listens just now.
+/// A port on which nobody listens at any address, for a process that cannot choose one itself. It
+/// is below those that the kernel gives to who asks for any (32768 and up): such a one another test
+/// might be given before the process listens on it. No two calls here give the same.
+pub fn free_port() -> u16 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let at = std::process::id().wrapping_mul(61) + NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = 20_000 + (at % 12_000) as u16;
+        if TcpListener::bind(("0.0.0.0", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+/// An address on which nobody listens: see [`free_port`].
 pub fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    ([127, 0, 0, 1], free_port()).into()
 }
 
 impl Front {
@@ -37,8 +52,13 @@ impl Front {
     fn start(mut command: Command, address: SocketAddr, dir: &Path) -> Front {
         let log = std::fs::File::create(dir.join("front.log")).unwrap();
         command.current_dir(dir).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        let front = Front { child: command.spawn().unwrap(), address };
-        wait_for("the proxy", || Client::try_connect(address).is_some());
+        let mut front = Front { child: command.spawn().unwrap(), address };
+        wait_for("the proxy", || {
+            let ended = front.child.try_wait().unwrap();
+            let said = || std::fs::read_to_string(dir.join("front.log"));
+            assert!(ended.is_none(), "{ended:?}: {:?}", said());
+            Client::try_connect(address).is_some()
+        });
         front
     }
 
@@ -46,9 +66,9 @@ impl Front {
     pub fn haproxy(binary: &Path, dir: &Path, defaults: &str, backend: &str) -> Front {
         let address = free_address();
         let config = format!(
-            "global\n maxconn 1000\ndefaults\n timeout connect 5s\n timeout client 5s\n \
-             timeout server 5s\n {defaults}\nfrontend f\n bind {address}\n default_backend b\n\
-             backend b\n {backend}\n"
+            "global\n maxconn 1000\ndefaults\n timeout connect 30s\n timeout client 30s\n \
+             timeout server 30s\n timeout check 10s\n {defaults}\nfrontend f\n bind {address}\n \
+             default_backend b\nbackend b\n {backend}\n"
         );
         std::fs::write(dir.join("haproxy.cfg"), config).unwrap();
         let mut command = Command::new(binary);

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// No read or write of the proxy takes longer; its threads end by themselves.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A running proxy; dropping it ends it.
 pub struct ProxyServer {

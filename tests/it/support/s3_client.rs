@@ -2,7 +2,7 @@
 //! once.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aws_credential_types::Credentials;
 use futures_lite::future;
@@ -14,6 +14,7 @@ use millrace::internals::store::s3::proxies::Proxies;
 use millrace::internals::store::s3::{self, Overrides, S3Control, S3Target};
 use millrace::internals::store::{Store, StoreSeed};
 
+use super::PATIENCE;
 use super::s3::{ACCESS_KEY, BUCKET, S3Server, SECRET_KEY};
 
 /// Idle connections the stores here keep.
@@ -24,27 +25,25 @@ pub const IDLE_MAX: usize = 8;
 pub const UNRESOLVABLE: &str =
     "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa.example";
 
-/// Runs `test` on a glommio executor of this thread; a test that hangs fails after 30 s.
+/// Runs `test` on a glommio executor of this thread; a test that hangs fails after 3 min.
 pub fn on_executor<T>(test: impl Future<Output = T>) -> T {
     let executor = Executor::small().expect("io_uring is allowed here");
     executor.run(async {
         let give_up = async {
-            Timer::new(Duration::from_secs(30)).await;
+            Timer::new(Duration::from_secs(180)).await;
             panic!("the test hangs");
         };
         future::or(test, give_up).await
     })
 }
 
-/// Waits up to 5 s for `condition`.
+/// Waits for `condition`.
 pub async fn eventually(what: &str, condition: impl Fn() -> bool) {
-    for _ in 0..500 {
-        if condition() {
-            return;
-        }
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
         Timer::new(Duration::from_millis(10)).await;
     }
-    panic!("not within 5 s: {what}");
 }
 
 /// Runs each of these scenarios, functions of an [`S3Client`], on both clients: as `direct::NAME`
