@@ -12,6 +12,7 @@ mod events;
 mod exposition;
 mod facts;
 mod file_state;
+mod heartbeats;
 mod manager;
 mod memory;
 mod page;
@@ -65,6 +66,7 @@ use admin::{Admin, Pages, StoreReadiness};
 use certificates::{CertificateCollector, CertificateFiles, Certificates};
 use events::{ControlEvent, Events};
 use facts::FactsCollector;
+use heartbeats::Heartbeats;
 use manager::ServiceManager;
 use settings::SettingsPage;
 use start_report::{StartReport, StartSummary};
@@ -141,6 +143,7 @@ struct Supervisor {
     stopping: Rc<Cell<bool>>,
     events: Rc<Events>,
     manager: ServiceManager,
+    heartbeats: Arc<Heartbeats>,
 }
 
 /// Everything up to the moment at which cores accept, in this order: what can be refused comes
@@ -189,17 +192,21 @@ async fn start(
     let tap = TapPage::new(boards, tokens.clone(), admin_token.clone());
     let disks = disks::watch(&config)
         .map_err(|error| format!("no thread to look at disks: {error}; raise ulimit -u"))?;
+    let heartbeats = Arc::new(Heartbeats::new(cells, config.cores.clone()));
+    heartbeats.watch();
     let facts = FactsCollector::new(&config, &limits, dead_letters.clone(), disks);
     let more: Vec<Box<dyn Collector>> = vec![
         Box::new(TokenCollector(token_metrics)),
         Box::new(CertificateCollector(certificates.clone())),
         Box::new(facts),
+        heartbeats.collector(),
         Box::new(tap.collector()),
     ];
     let registry = metrics::registry(cells, config.cores.clone(), config.put_price, more);
     let admin = Admin {
         cells,
         core_ids: config.cores.clone(),
+        heartbeats: heartbeats.clone(),
         registry,
         tokens: token_metrics,
         certificates: certificates.clone(),
@@ -287,6 +294,7 @@ async fn start(
         stopping,
         events,
         manager,
+        heartbeats,
     };
     server.until_all(CoreState::Ready).await?;
     if !server.events.hand_over() {
@@ -415,7 +423,7 @@ impl Supervisor {
             if !told_ready && self.cells.iter().all(|cells| cells.is(CoreState::Serving)) {
                 told_ready = true;
                 self.manager.ready();
-                self.manager.watch(self.cells, self.stopping.clone());
+                self.manager.watch(self.heartbeats.clone(), self.stopping.clone());
             }
             match self.next_event(rt::now() + Duration::from_secs(3600)).await {
                 Some(ControlEvent::Stop) => break,

@@ -31,6 +31,7 @@ use smol_hyper::rt::FuturesIo;
 use super::access::{AdminAccess, Denied};
 use super::certificates::Certificates;
 use super::exposition::Exposition;
+use super::heartbeats::Heartbeats;
 use super::page;
 use super::peers::PeersPage;
 use super::settings::SettingsPage;
@@ -62,6 +63,7 @@ type AdminBody = Either<Full<Bytes>, TapBody>;
 pub struct Admin {
     pub cells: Cells,
     pub core_ids: Vec<usize>,
+    pub(super) heartbeats: Arc<Heartbeats>,
     pub registry: Registry,
     pub tokens: &'static TokenMetrics,
     /// Set if any address has TLS.
@@ -106,7 +108,7 @@ impl Admin {
         if !(self.store.acks_on_disk && spool.is_empty()) {
             reasons.extend(self.store_troubles());
         }
-        for (cells, id) in self.cells.iter().zip(&self.core_ids) {
+        for (at, (cells, id)) in self.cells.iter().zip(&self.core_ids).enumerate() {
             let state = [
                 (CoreState::Starting, "is starting"),
                 (CoreState::Ready, "is starting"),
@@ -116,6 +118,12 @@ impl Admin {
             ];
             if let Some((_, text)) = state.iter().find(|(state, _)| cells.is(*state)) {
                 reasons.push(format!("core {id} {text}"));
+            } else if let Some(stuck) = self.heartbeats.stuck(at) {
+                reasons.push(format!(
+                    "core {id} has not run for {} s, its clients get no answer: take `millrace \
+                     debug bundle`, then restart the server",
+                    stuck.as_secs()
+                ));
             }
         }
         reasons.extend(spool);

@@ -361,6 +361,31 @@ fn a_stuck_core_does_not_keep_the_admin_pages_from_answering() {
 }
 
 #[test]
+fn a_core_that_does_not_run_is_seen_and_seen_to_run_again() {
+    let server = Server::start(&[
+        ("FAULTS", "core_stuck=1,stuck_for=9s"),
+        ("INGEST_HEALTH", "on"),
+        ("STORE", "null:"),
+    ]);
+    assert_eq!(server.wait_ready(200), "ready\n");
+    let mut client = server.connect();
+    client.send(request(br#"{"data":[1]}"#, ""));
+    wait_for("the core to be stuck", || server.logged("this core is stuck"));
+    let said = server.wait_ready(503);
+    for part in ["core 0 has not run for ", "`millrace debug bundle`, then restart the server"] {
+        assert!(said.contains(part), "{part} in {said}");
+    }
+    assert!(server.metrics().sum("millrace_core_silent_seconds") >= 5);
+    assert!(server.logged("a core has not run for 5s"));
+    assert_eq!(client.reply().status, 200);
+    assert_eq!(server.wait_ready(200), "ready\n");
+    server.wait("it runs", |metrics| metrics.sum("millrace_core_silent_seconds") == 0);
+    server.wait_logged("a core runs again after");
+    drop(client);
+    assert_eq!(server.stop().status, 0);
+}
+
+#[test]
 fn ready_says_no_while_draining_and_health_says_yes() {
     let server = Server::start(&[("DRAIN_TIMEOUT", "20s")]);
     let held = server.connect();
