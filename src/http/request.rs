@@ -37,7 +37,6 @@ use super::reply::Answer;
 use super::server::Server;
 use super::tap::CoreTap;
 use super::tokens::{KnownToken, TokenQuota, TokenRefusal};
-use told::{Untold, log_admitted, log_refused};
 use crate::budget::{ChargedBytes, Padded};
 use crate::coding::Coding;
 use crate::config::{Ack, Config, Paths};
@@ -50,6 +49,7 @@ use crate::queue::run::{InCommon, Run};
 use crate::rt;
 use crate::spool::{Spool, Ticket};
 use crate::stop::Stop;
+use told::{Untold, log_admitted, log_refused};
 
 /// The entrance of one pipeline: what a request needs of it.
 pub struct Intake {

@@ -122,13 +122,7 @@ impl CoreTap {
     }
 
     #[cold]
-    fn sample(
-        &self,
-        wanted: u64,
-        body: &[u8],
-        spans: &[Span],
-        first: Stamp,
-    ) -> Option<TapSample> {
+    fn sample(&self, wanted: u64, body: &[u8], spans: &[Span], first: Stamp) -> Option<TapSample> {
         if self.seen.replace(wanted) != wanted {
             self.left.set(wanted as u16);
         }
