@@ -93,6 +93,8 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 const SUMMARY_TIME: Duration = Duration::from_millis(100);
 /// How often a failing dead-letter directory is tried again.
 const DEAD_LETTER_PROBE: Duration = Duration::from_secs(5);
+/// Between two parts of what is counted of dead letters.
+const DEAD_LETTER_COUNT_PAUSE: Duration = Duration::from_millis(10);
 /// How often a directory that holds dead letters is measured again.
 const DEAD_LETTER_MEASURE: Duration = Duration::from_secs(60);
 
@@ -322,12 +324,19 @@ fn spare_cpus(cores: &[usize]) -> Vec<usize> {
 }
 
 /// While dead letters cannot be written, tries whether the directory accepts them again. Also
-/// measures it now and then, because a replay that runs beside this server removes dead letters.
+/// measures it now and then, because a replay that runs beside this server removes dead letters, and
+/// counts what earlier stops have left, a part at a time.
 fn watch_dead_letters(dead_letters: DeadLetters) {
     rt::spawn(async move {
-        let mut measured = rt::now();
+        let (mut measured, mut probed) = (rt::now(), rt::now());
         loop {
-            sleep(DEAD_LETTER_PROBE).await;
+            let counted = dead_letters.clone();
+            let is_more = rt::blocking(move || counted.count_some()).await;
+            sleep(if is_more { DEAD_LETTER_COUNT_PAUSE } else { DEAD_LETTER_PROBE }).await;
+            if rt::since(probed) < DEAD_LETTER_PROBE {
+                continue;
+            }
+            probed = rt::now();
             let measure = dead_letters.used() > 0 && rt::since(measured) >= DEAD_LETTER_MEASURE;
             if measure {
                 measured = rt::now();

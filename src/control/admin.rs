@@ -46,6 +46,7 @@ use crate::metrics::tokens::TokenMetrics;
 use crate::metrics::{Cells, CoreState};
 use crate::net::{Listener, Stream};
 use crate::spool::takeover::offers::Takeover;
+use crate::sync::Flag;
 use crate::tls::SharedTls;
 
 /// How long an admin connection has for its first complete request, …
@@ -210,6 +211,7 @@ impl Admin {
         &self,
         access: &AdminAccess,
         request: &Request<Incoming>,
+        gave_up: &Rc<Flag>,
     ) -> (Response<AdminBody>, Duration) {
         let chunked = request.body().size_hint().exact().is_none();
         let framing = BodyFraming { chunked, content_length: false };
@@ -223,11 +225,19 @@ impl Admin {
         if let Err(denied) = access.judge(uri.path(), request.headers()) {
             return short(refusal(denied));
         }
-        if uri.path() == "/tap" && request.method() == Method::GET {
-            return match self.pages.tap.answer(uri.query().unwrap_or_default()) {
-                Ok(lines) => (lines.map(Either::Right), WATCH_MAX),
-                Err((status, why)) => short(text(status, why)),
-            };
+        let (tap, query) = (&self.pages.tap, uri.query().unwrap_or_default());
+        match *request.method() {
+            Method::GET if uri.path() == "/tap" => {
+                return match tap.answer(query, gave_up.clone()) {
+                    Ok(lines) => (lines.map(Either::Right), WATCH_MAX),
+                    Err((status, why)) => short(text(status, why)),
+                };
+            }
+            Method::HEAD if uri.path() == "/tap" => {
+                let head = tap.head(query).map(|head| head.map(|()| Full::default()));
+                return short(head.unwrap_or_else(|(status, why)| text(status, why)));
+            }
+            _ => {}
         }
         let peers = self.pages.peers.answer(request).await;
         short(peers.unwrap_or_else(|| self.answer(request)))
@@ -257,8 +267,6 @@ impl Admin {
         match request.uri().path() {
             "/" => page::answer(),
             "/settings" => self.pages.settings.answer(),
-            // A `HEAD`: there is no length to tell.
-            "/tap" => text(StatusCode::OK, String::new()),
             "/healthz" => text(StatusCode::OK, "ok\n".to_owned()),
             "/readyz" => match self.not_ready() {
                 reasons if reasons.is_empty() => {
@@ -324,6 +332,8 @@ struct AdminConn {
     /// How long after `since` it is closed.
     idle_limit: Cell<Duration>,
     ended: Cell<bool>,
+    /// Set if its client reads nothing of what has no end.
+    gave_up: Rc<Flag>,
 }
 
 /// Serves the admin pages until the process ends. If all connections are taken, a new one replaces
@@ -349,6 +359,7 @@ pub(super) async fn serve(
                     since: Cell::new(rt::now()),
                     idle_limit: Cell::new(FIRST_REQUEST_MAX),
                     ended: Cell::new(false),
+                    gave_up: Rc::default(),
                 });
                 let (admin, access, this) = (admin.clone(), access.clone(), state.clone());
                 let tls = tls.clone();
@@ -416,7 +427,7 @@ async fn serve_connection(
         state.idle_limit.set(IDLE_MAX);
         let (admin, access) = (admin.clone(), access.clone());
         async move {
-            let (response, idle_limit) = admin.respond(&access, &request).await;
+            let (response, idle_limit) = admin.respond(&access, &request, &state.gave_up).await;
             state.idle_limit.set(idle_limit);
             Ok::<_, Infallible>(response)
         }
@@ -448,5 +459,5 @@ async fn serve_connection(
             }
         }
     };
-    served.or(time_up).await;
+    served.or(time_up).or(state.gave_up.wait()).await;
 }

@@ -143,7 +143,8 @@ fn what_the_spool_refuses_is_not_called_admitted() {
     // The first fails with its sync; later ones are refused at once while the disk fails.
     let mut post = |number: u32, ack: &str| {
         let body = format!(r#"{{"data":[{{"id":{number}}}]}}"#);
-        let trace = format!("traceparent: 00-{number:032x}-{number:016x}-01\r\nmillrace-ack: {ack}\r\n");
+        let trace =
+            format!("traceparent: 00-{number:032x}-{number:016x}-01\r\nmillrace-ack: {ack}\r\n");
         client.send(crate::support::request(body.as_bytes(), &trace));
         client.reply().status
     };
