@@ -11,7 +11,6 @@ use std::path::Path;
 ///
 /// # Errors
 /// The directory cannot be looked at, or the kernel refuses.
-#[expect(clippy::disallowed_methods, reason = "for root alone, who seldom is the server")]
 pub fn give_to_owner_of_directory(file: &File, path: &Path) -> io::Result<()> {
     if !rustix::process::geteuid().is_root() {
         return Ok(());

@@ -28,7 +28,6 @@ impl PlainTrust {
     /// Besides, those to whom the files of `config` belong, which the server's user has: the token's
     /// own, and the directories that the server keeps for itself. A relative path could mean
     /// somebody else's.
-    #[expect(clippy::disallowed_methods, reason = "a command, without an executor")]
     pub(super) fn of(config: &Config) -> PlainTrust {
         let PlainTrust::Users(mut users) = PlainTrust::own() else { return PlainTrust::own() };
         let token = match &config.admin_token {
