@@ -131,9 +131,11 @@ pub fn run(config: &Config, mode: Mode) -> Vec<Finding> {
     // What the server may do with files is not what this user may.
     let mut of_files = dirs::store(config, mode);
     of_files.extend(dirs::dead_letters(config, mode));
-    let spool = config.spool.as_ref();
-    let used = spool.map(|spool| server.spool_bytes(&spool.dir, &config.node_id));
-    of_files.extend(dirs::spool(config, mode, used.filter(|_| mode == Mode::Running).unwrap_or(0)));
+    let used = match (mode, &config.spool) {
+        (Mode::Running, Some(spool)) => server.spool_bytes(&spool.dir, &config.node_id),
+        _ => 0,
+    };
+    of_files.extend(dirs::spool(config, mode, used));
     findings.extend(of_files.into_iter().map(|finding| server.qualify(finding)));
     findings.extend(running::spool_lock(config, mode));
     findings.extend(inputs::tap(config));
