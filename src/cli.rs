@@ -15,6 +15,7 @@ use clap::builder::ValueParser;
 use clap::{Arg, ArgAction, ArgMatches};
 use clap_complete::Shell;
 
+use crate::commands::ask::ListenerAt;
 use crate::commands::bench::LoadOptions;
 use crate::commands::check::CheckOptions;
 use crate::commands::dead_letters::LetterFilter;
@@ -129,7 +130,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, cla
             let seconds = *matches.get_one::<u64>(SECONDS).expect("it has a default");
             let options = BundleOptions {
                 out: matches.get_one::<PathBuf>(OUT).cloned(),
-                url: matches.get_one::<String>(URL).cloned(),
+                listener: listener_at(matches),
                 time: Duration::from_secs(seconds),
             };
             (Command::DebugBundle(options), matches)
@@ -145,11 +146,11 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, cla
         Some(("bench", matches)) => (Command::Bench(load::options(matches)), matches),
         Some(("tap", matches)) => {
             let rate = *matches.get_one::<u16>(RATE).expect("it has a default");
-            (Command::Tap(TapOptions { url: matches.get_one(URL).cloned(), rate }), matches)
+            (Command::Tap(TapOptions { listener: listener_at(matches), rate }), matches)
         }
         Some(("top", matches)) => {
             let every = *matches.get_one::<Duration>(EVERY).expect("it has a default");
-            (Command::Top(TopOptions { url: matches.get_one(URL).cloned(), every }), matches)
+            (Command::Top(TopOptions { listener: listener_at(matches), every }), matches)
         }
         Some(("dead-letter", dead_letter)) => match dead_letter.subcommand() {
             Some(("ls", matches)) => {
@@ -224,6 +225,7 @@ const READY: &str = "READY";
 /// The ids of a bundle's file and time.
 const OUT: &str = "OUT";
 const SECONDS: &str = "SECONDS";
+const PLAIN_TOKEN: &str = "PLAIN_TOKEN";
 /// The id of a shell's name.
 const SHELL: &str = "SHELL";
 /// The id of `--any-store`.
@@ -380,8 +382,9 @@ fn debug_command() -> clap::Command {
     let about = "Write settings without secrets, check, limits, versions, kernel counters, metrics \
                  and the last log lines of the running server into one tar";
     let reads = Reads::Only(&["ADMIN_LISTEN", "ADMIN_TOKEN_FILE"]);
-    group("debug", "Collect what helps to find the cause of a problem")
-        .subcommand(command("bundle", about, reads).arg(out).arg(seconds).arg(url))
+    group("debug", "Collect what helps to find the cause of a problem").subcommand(
+        command("bundle", about, reads).arg(out).arg(seconds).arg(url).arg(plain_token_arg()),
+    )
 }
 
 fn man_command() -> clap::Command {
@@ -412,6 +415,17 @@ fn listener_arg() -> Arg {
         .help("Admin listener, http:// or https:// [default: ADMIN_LISTEN]")
 }
 
+/// Whether the token may be sent without TLS.
+fn plain_token_arg() -> Arg {
+    let help = "Send the admin token without TLS to whoever answers, also on another host";
+    switch(PLAIN_TOKEN, "plain-token", help)
+}
+
+fn listener_at(matches: &ArgMatches) -> ListenerAt {
+    let plain_token = matches.get_flag(PLAIN_TOKEN);
+    ListenerAt { url: matches.get_one::<String>(URL).cloned(), plain_token }
+}
+
 fn top_command() -> clap::Command {
     let every = Arg::new(EVERY)
         .long("every")
@@ -421,6 +435,7 @@ fn top_command() -> clap::Command {
         .help("Time from one look at the figures to the next, 200ms to 1m");
     command("top", "Show the figures of a running server in a terminal", Reads::Only(ADMIN))
         .arg(listener_arg())
+        .arg(plain_token_arg())
         .arg(every)
 }
 
@@ -439,7 +454,7 @@ fn tap_command() -> clap::Command {
         .help("Most payloads per second, 1 to 100");
     let about = "Print samples of the payloads that a running server with TAP=on admits, one JSON \
                  text per line";
-    command("tap", about, Reads::Only(ADMIN)).arg(listener_arg()).arg(rate)
+    command("tap", about, Reads::Only(ADMIN)).arg(listener_arg()).arg(plain_token_arg()).arg(rate)
 }
 
 fn dead_letter_command() -> clap::Command {
@@ -591,6 +606,10 @@ mod tests {
         LetterFilter::default()
     }
 
+    fn listener(url: &str, plain_token: bool) -> ListenerAt {
+        ListenerAt { url: Some(url.to_owned()), plain_token }
+    }
+
     #[test]
     fn serve_is_the_default_and_each_command_has_its_type() {
         for (line, command) in [
@@ -623,7 +642,7 @@ mod tests {
                 "millrace debug bundle",
                 Command::DebugBundle(BundleOptions {
                     out: None,
-                    url: None,
+                    listener: ListenerAt::default(),
                     time: Duration::from_secs(10),
                 }),
             ),
@@ -631,24 +650,33 @@ mod tests {
                 "millrace debug bundle -o b.tar --seconds 1 http://x",
                 Command::DebugBundle(BundleOptions {
                     out: Some("b.tar".into()),
-                    url: Some("http://x".to_owned()),
+                    listener: listener("http://x", false),
                     time: Duration::from_secs(1),
                 }),
             ),
             ("millrace man d", Command::Man { dir: "d".into() }),
             ("millrace completion bash", Command::Completion { shell: Shell::Bash }),
-            ("millrace top", Command::Top(TopOptions { url: None, every: Duration::from_secs(1) })),
+            (
+                "millrace top",
+                Command::Top(TopOptions {
+                    listener: ListenerAt::default(),
+                    every: Duration::from_secs(1),
+                }),
+            ),
             (
                 "millrace top --every 500ms http://h:9090",
                 Command::Top(TopOptions {
-                    url: Some("http://h:9090".into()),
+                    listener: listener("http://h:9090", false),
                     every: Duration::from_millis(500),
                 }),
             ),
-            ("millrace tap", Command::Tap(TapOptions { url: None, rate: 10 })),
             (
-                "millrace tap http://h:9090 --rate 3",
-                Command::Tap(TapOptions { url: Some("http://h:9090".into()), rate: 3 }),
+                "millrace tap",
+                Command::Tap(TapOptions { listener: ListenerAt::default(), rate: 10 }),
+            ),
+            (
+                "millrace tap http://h:9090 --rate 3 --plain-token",
+                Command::Tap(TapOptions { listener: listener("http://h:9090", true), rate: 3 }),
             ),
             ("millrace dead-letter ls", Command::DeadLetterLs { filter: any() }),
             (
@@ -800,8 +828,8 @@ mod tests {
             ("spool verify", &["[DIR]"], vec!["SPOOL_DIR"]),
             ("spool export", &["[DIR]", "--all"], vec!["SPOOL_DIR"]),
             ("spool replay", &["[DIR]"], [&["SPOOL_DIR"], &*uploads].concat()),
-            ("top", &["[URL]", "--every"], ADMIN.to_vec()),
-            ("tap", &["[URL]", "--rate"], ADMIN.to_vec()),
+            ("top", &["[URL]", "--every", "--plain-token"], ADMIN.to_vec()),
+            ("tap", &["[URL]", "--rate", "--plain-token"], ADMIN.to_vec()),
             ("spool bench", &["[DIR]"], vec!["SPOOL_DIR", "CORES"]),
             (
                 "bench",
@@ -814,7 +842,7 @@ mod tests {
             ("debug", &["bundle"], vec![]),
             (
                 "debug bundle",
-                &["[URL]", "--output <FILE>", "--seconds <N>"],
+                &["[URL]", "--output <FILE>", "--seconds <N>", "--plain-token"],
                 vec!["ADMIN_LISTEN", "ADMIN_TOKEN_FILE"],
             ),
             ("man", &["<DIR>"], vec![]),

@@ -31,9 +31,7 @@ mod settings;
 mod tls;
 mod value;
 
-#[cfg(feature = "top")]
-pub use admin::AdminTokenText;
-pub use admin::{AdminToken, AdminTokenSource, admin_token_text};
+pub use admin::{AdminToken, AdminTokenSource, AdminTokenText, admin_token_text};
 pub use bodies::{ObjectBody, Paths};
 pub use cors::CorsOrigins;
 pub use faults::{FaultPlan, Poison};

@@ -12,6 +12,7 @@ mod events;
 mod exposition;
 mod facts;
 mod file_state;
+mod heartbeats;
 mod manager;
 mod memory;
 mod page;
@@ -65,6 +66,7 @@ use admin::{Admin, Pages, StoreReadiness};
 use certificates::{CertificateCollector, CertificateFiles, Certificates};
 use events::{ControlEvent, Events};
 use facts::FactsCollector;
+use heartbeats::Heartbeats;
 use manager::ServiceManager;
 use settings::SettingsPage;
 use start_report::{StartReport, StartSummary};
@@ -91,6 +93,8 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 const SUMMARY_TIME: Duration = Duration::from_millis(100);
 /// How often a failing dead-letter directory is tried again.
 const DEAD_LETTER_PROBE: Duration = Duration::from_secs(5);
+/// Between two parts of what is counted of dead letters.
+const DEAD_LETTER_COUNT_PAUSE: Duration = Duration::from_millis(10);
 /// How often a directory that holds dead letters is measured again.
 const DEAD_LETTER_MEASURE: Duration = Duration::from_secs(60);
 
@@ -141,6 +145,7 @@ struct Supervisor {
     stopping: Rc<Cell<bool>>,
     events: Rc<Events>,
     manager: ServiceManager,
+    heartbeats: Arc<Heartbeats>,
 }
 
 /// Everything up to the moment at which cores accept, in this order: what can be refused comes
@@ -189,17 +194,21 @@ async fn start(
     let tap = TapPage::new(boards, tokens.clone(), admin_token.clone());
     let disks = disks::watch(&config)
         .map_err(|error| format!("no thread to look at disks: {error}; raise ulimit -u"))?;
+    let heartbeats = Arc::new(Heartbeats::new(cells, config.cores.clone()));
+    heartbeats.watch();
     let facts = FactsCollector::new(&config, &limits, dead_letters.clone(), disks);
     let more: Vec<Box<dyn Collector>> = vec![
         Box::new(TokenCollector(token_metrics)),
         Box::new(CertificateCollector(certificates.clone())),
         Box::new(facts),
+        heartbeats.collector(),
         Box::new(tap.collector()),
     ];
     let registry = metrics::registry(cells, config.cores.clone(), config.put_price, more);
     let admin = Admin {
         cells,
         core_ids: config.cores.clone(),
+        heartbeats: heartbeats.clone(),
         registry,
         tokens: token_metrics,
         certificates: certificates.clone(),
@@ -287,6 +296,7 @@ async fn start(
         stopping,
         events,
         manager,
+        heartbeats,
     };
     server.until_all(CoreState::Ready).await?;
     if !server.events.hand_over() {
@@ -314,12 +324,19 @@ fn spare_cpus(cores: &[usize]) -> Vec<usize> {
 }
 
 /// While dead letters cannot be written, tries whether the directory accepts them again. Also
-/// measures it now and then, because a replay that runs beside this server removes dead letters.
+/// measures it now and then, because a replay that runs beside this server removes dead letters, and
+/// counts what earlier stops have left, a part at a time.
 fn watch_dead_letters(dead_letters: DeadLetters) {
     rt::spawn(async move {
-        let mut measured = rt::now();
+        let (mut measured, mut probed) = (rt::now(), rt::now());
         loop {
-            sleep(DEAD_LETTER_PROBE).await;
+            let counted = dead_letters.clone();
+            let is_more = rt::blocking(move || counted.count_some()).await;
+            sleep(if is_more { DEAD_LETTER_COUNT_PAUSE } else { DEAD_LETTER_PROBE }).await;
+            if rt::since(probed) < DEAD_LETTER_PROBE {
+                continue;
+            }
+            probed = rt::now();
             let measure = dead_letters.used() > 0 && rt::since(measured) >= DEAD_LETTER_MEASURE;
             if measure {
                 measured = rt::now();
@@ -415,7 +432,7 @@ impl Supervisor {
             if !told_ready && self.cells.iter().all(|cells| cells.is(CoreState::Serving)) {
                 told_ready = true;
                 self.manager.ready();
-                self.manager.watch(self.cells, self.stopping.clone());
+                self.manager.watch(self.heartbeats.clone(), self.stopping.clone());
             }
             match self.next_event(rt::now() + Duration::from_secs(3600)).await {
                 Some(ControlEvent::Stop) => break,

@@ -13,6 +13,7 @@
 
 pub mod bundle;
 mod letter;
+mod ownership;
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -27,6 +28,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 
 pub use letter::{DeadLetter, TRACES_MAX};
+pub use ownership::give_to_owner_of_directory;
 
 use crate::queue::job::Payload;
 use crate::rt;
@@ -49,9 +51,10 @@ pub struct DeadLetters {
     directory: Arc<PathBuf>,
     max: u64,
     used: Arc<AtomicU64>,
-    /// Number of dead letters, known as `used` is.
+    /// Number of dead letters, known as `used` is; without those of bundles that are not counted
+    /// yet.
     waiting: Arc<AtomicU64>,
-    /// Dead letters of each bundle by its name, with the length of the file when they were counted.
+    /// How far each bundle is counted, by its name.
     counted: Arc<ArcSwap<BundleCounts>>,
     opened: Instant,
     /// The directory may be measured again this many milliseconds after `opened`.
@@ -65,7 +68,18 @@ pub struct DeadLetters {
     failed_bytes: Arc<AtomicU64>,
 }
 
-type BundleCounts = HashMap<OsString, (u64, u64)>;
+type BundleCounts = HashMap<OsString, BundleCount>;
+
+/// How far a bundle is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct BundleCount {
+    /// Length of the file; only a replay changes it, by making a shorter one.
+    bytes: u64,
+    /// Dead letters in the first `read` bytes. All of the file is read, or it is damaged there, if
+    /// that is `bytes`.
+    letters: u64,
+    read: u64,
+}
 
 /// Most bytes of a dead letter's JSON line in the file that a stop writes: key, store, error and a
 /// trace. Batches, of which there are few, may take some more for theirs.
@@ -80,6 +94,8 @@ const MEASURE_EVERY: Duration = Duration::from_secs(10);
 const UNFINISHED_AGE_MAX: Duration = Duration::from_secs(3600);
 /// Bytes copied on a core before it yields to its other tasks.
 const COPY_BYTES: usize = 256 << 10;
+/// Bytes of a bundle that are counted at a time: some 10 ms from a disk of today.
+const COUNT_BYTES: u64 = 8 << 20;
 /// Most bytes that a probe writes to check whether the disk has room.
 const PROBE_BYTES_MAX: u64 = 1 << 20;
 
@@ -88,6 +104,7 @@ const PROBE_BYTES_MAX: u64 = 1 << 20;
 struct DirectoryUse {
     /// Of all files.
     bytes: u64,
+    /// As far as they are counted.
     letters: u64,
 }
 
@@ -108,7 +125,7 @@ pub struct Listing {
 )]
 impl DeadLetters {
     /// Opens the directory, creating it if needed, removes unfinished files of dead processes, and
-    /// measures the rest.
+    /// measures the rest. No file is read: [`DeadLetters::count_some`] counts what is in bundles.
     pub fn open(directory: &Path, max: u64) -> io::Result<DeadLetters> {
         create_dir(directory)?;
         sweep(directory)?;
@@ -128,6 +145,48 @@ impl DeadLetters {
         dead.used.store(bytes, Relaxed);
         dead.waiting.store(letters, Relaxed);
         Ok(dead)
+    }
+
+    /// Counts dead letters in the next 8 MiB of bundles. Whether there is more to count.
+    /// Blocks.
+    pub fn count_some(&self) -> bool {
+        let counts = self.counted.load_full();
+        let Some((name, of)) = counts.iter().find(|(_, of)| of.read < of.bytes) else {
+            return false;
+        };
+        let (letters, next) = bundle::count(&self.directory.join(name), of.read, COUNT_BYTES);
+        let read = next.unwrap_or(of.bytes).min(of.bytes);
+        let further = BundleCount { letters: of.letters + letters, read, ..*of };
+        let mut was_same = false;
+        self.counted.rcu(|now| {
+            let mut now = BundleCounts::clone(now);
+            // Else it has been measured meanwhile, and is another file.
+            was_same = now.get(name) == Some(of);
+            if was_same {
+                now.insert(name.clone(), further);
+            }
+            now
+        });
+        if was_same {
+            self.waiting.fetch_add(letters, Relaxed);
+        }
+        true
+    }
+
+    /// Bytes of bundles whose dead letters are not counted yet.
+    pub fn uncounted(&self) -> u64 {
+        self.counted.load().values().map(|of| of.bytes - of.read).sum()
+    }
+
+    /// Notes a bundle that this process has written.
+    fn note_bundle(&self, stem: &str, bytes: u64, letters: u64) {
+        let name = OsString::from(format!("{stem}.{BUNDLE}"));
+        self.counted.rcu(|now| {
+            let mut now = BundleCounts::clone(now);
+            now.insert(name.clone(), BundleCount { bytes, letters, read: bytes });
+            now
+        });
+        self.waiting.fetch_add(letters, Relaxed);
     }
 
     /// Dead letters in the directory, as far as this process knows.
@@ -169,11 +228,11 @@ impl DeadLetters {
             match path.extension().and_then(OsStr::to_str) {
                 Some(META) => measured.letters += 1,
                 Some(BUNDLE) => {
-                    // Counting reads the whole file, which only a replay shortens.
-                    let known = before.get(&entry.file_name()).filter(|(of, _)| *of == bytes);
-                    let letters = known.map_or_else(|| bundle::count(&path), |(_, n)| *n);
-                    counts.insert(entry.file_name(), (bytes, letters));
-                    measured.letters += letters;
+                    let known = before.get(&entry.file_name()).filter(|of| of.bytes == bytes);
+                    let unread = BundleCount { bytes, letters: 0, read: 0 };
+                    let count = known.copied().unwrap_or(unread);
+                    measured.letters += count.letters;
+                    counts.insert(entry.file_name(), count);
                 }
                 _ => {}
             }
@@ -344,7 +403,7 @@ impl DeadLetters {
     /// A lock held while replaying, so that two replays do not do the same work; `None` if another
     /// one holds it.
     pub fn lock(&self) -> io::Result<Option<File>> {
-        let file = create_private(&self.directory.join(".replay.lock"))?;
+        let file = open_lock(&self.directory.join(".replay.lock"))?;
         match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Some(file)),
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
@@ -422,7 +481,24 @@ pub fn create_dir(directory: &Path) -> io::Result<()> {
 }
 
 fn create_private(path: &Path) -> io::Result<File> {
-    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
+    let mut options = OpenOptions::new();
+    // What has this name already is not followed if it is a link.
+    options.write(true).create(true).truncate(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    options.open(path)
+}
+
+/// A file that holds nothing but a lock, which every user of the directory must be able to take.
+fn open_lock(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    match options.clone().create_new(true).open(path) {
+        Ok(file) => {
+            give_to_owner_of_directory(&file, path)?;
+            Ok(file)
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => options.open(path),
+        Err(error) => Err(error),
+    }
 }
 
 /// Removes old files without a dead letter. A running server may still finish young ones.
@@ -613,6 +689,47 @@ mod tests {
             fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         left.sort();
         assert_eq!(left, ["whole.json", "whole.payload", "young.0.tmp", "young.payload"]);
+    }
+
+    /// As `sudo millrace dead-letter rm` beside a server that is another user.
+    #[test]
+    fn what_root_makes_belongs_to_the_servers_user() {
+        use std::os::unix::fs::{MetadataExt as _, chown, symlink};
+        const USER: u32 = 4711;
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        chown(dir.path(), Some(USER), Some(USER)).unwrap();
+        let dead = DeadLetters::open(dir.path(), 10_000).unwrap();
+        let mut bundle = dead.bundle();
+        for name in ["a", "b"] {
+            bundle.append(name, &letter(name, b"1"), &[b"1"]).unwrap();
+        }
+        bundle.publish().sync().unwrap();
+        let path = dir.path().join("a.letters");
+        // The server has written it.
+        chown(&path, Some(USER), Some(USER)).unwrap();
+        let second = dead.read_bundle("a").unwrap().nth(1).unwrap().unwrap().span;
+        dead.keep("a", &[second]).unwrap();
+        drop(dead.lock().unwrap().unwrap());
+        for name in ["a.letters", ".replay.lock"] {
+            let about = fs::metadata(dir.path().join(name)).unwrap();
+            assert_eq!(
+                (about.uid(), about.gid(), about.mode() & 0o777),
+                (USER, USER, 0o600),
+                "{name}"
+            );
+        }
+        assert_eq!(dead.read_bundle("a").unwrap().count(), 1);
+        // A link that the user has put there leads root nowhere.
+        let elsewhere = tempfile::NamedTempFile::new().unwrap();
+        fs::write(elsewhere.path(), "kept").unwrap();
+        fs::remove_file(dir.path().join(".replay.lock")).unwrap();
+        symlink(elsewhere.path(), dir.path().join(".replay.lock")).unwrap();
+        dead.lock().unwrap_err();
+        assert_eq!(fs::read_to_string(elsewhere.path()).unwrap(), "kept");
+        assert_eq!(fs::metadata(elsewhere.path()).unwrap().uid(), 0);
     }
 
     #[test]

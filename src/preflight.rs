@@ -22,13 +22,16 @@ mod host;
 mod inputs;
 mod rlimits;
 mod running;
+mod sockets;
 mod threads;
 
 pub use host::descriptors;
 pub use threads::not_even_one as no_threads;
 
 pub use inputs::environment;
+use running::RunningServer;
 pub use running::{PortHolder, holder};
+pub use sockets::{TcpRow, listeners, tcp_rows};
 
 /// What the checks may change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,14 +117,33 @@ impl Finding {
 /// Everything that `serve` and `check` need. In [`Mode::Start`] an address in use is not a failure,
 /// because the start waits for it. Blocks: call it before any executor runs.
 pub fn run(config: &Config, mode: Mode) -> Vec<Finding> {
-    let mut findings = for_spool_replay(config, mode);
-    findings.extend(dirs::dead_letters(config, mode));
-    findings.extend(dirs::spool(config, mode));
+    let server = match mode {
+        Mode::Running => RunningServer::find(config),
+        Mode::Start | Mode::Check | Mode::Starting => RunningServer::Absent,
+    };
+    let wanted = Limits::new(config);
+    let mut findings = match server {
+        RunningServer::Found { pid, .. } => host::of_process(config, &wanted, pid),
+        RunningServer::Hidden { uid } => host::of_hidden(config, uid),
+        RunningServer::Absent => host::findings(config, &wanted),
+    };
+    findings.extend(config.spool.as_ref().and_then(|spool| device::finding(&spool.dir)));
+    // What the server may do with files is not what this user may.
+    let mut of_files = dirs::store(config, mode);
+    of_files.extend(dirs::dead_letters(config, mode));
+    let used = match (mode, &config.spool) {
+        (Mode::Running, Some(spool)) => server.spool_bytes(&spool.dir, &config.node_id),
+        _ => 0,
+    };
+    of_files.extend(dirs::spool(config, mode, used));
+    findings.extend(of_files.into_iter().map(|finding| server.qualify(finding)));
     findings.extend(running::spool_lock(config, mode));
-    findings.extend(inputs::addresses(config, mode));
-    findings.extend(inputs::tokens(config));
-    findings.extend(inputs::admin_token(config));
-    findings.extend(certificates::findings(config));
+    findings.extend(inputs::tap(config));
+    findings.extend(inputs::addresses(config, mode, server));
+    let mut of_files = inputs::tokens(config);
+    of_files.extend(inputs::admin_token(config));
+    of_files.extend(certificates::findings(config));
+    findings.extend(of_files.into_iter().map(|finding| server.qualify(finding)));
     findings.extend(inputs::trusted_networks(config));
     findings.extend(inputs::config_file(config));
     findings.push(inputs::example_key(config));

@@ -125,6 +125,7 @@ fn serve(
     let findings = preflight::run(&config, Mode::Start);
     let has_failed = preflight::failed(&findings);
     let mut report = StartReport::new();
+    signals.show_at_stop(report.kept());
     preflight::environment(&effective).into_iter().chain(findings).for_each(|f| report.add(f));
     if has_failed {
         report.show();

@@ -1,6 +1,8 @@
 //! GET requests to a listener of a running server, for commands. Blocking, on a thread of its own,
 //! and bounded: in time from the name's resolution to the last byte, and in bytes.
 
+mod plain;
+
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _};
 use std::path::PathBuf;
@@ -25,12 +27,24 @@ use url::{Host, Url};
 use crate::config::Config;
 use crate::rt;
 use crate::store::s3::tls_client_config;
+use plain::PlainTrust;
 
 /// Where a page is, and whose certificate is accepted there.
 #[derive(Clone, Debug)]
 pub struct PageUrl {
     url: Url,
     trust: Trust,
+    /// Who gets a secret if the page is not one of `https`.
+    plain: PlainTrust,
+}
+
+/// Which admin listener a command asks, and how.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ListenerAt {
+    /// `None`: that of the settings.
+    pub url: Option<String>,
+    /// The token may be sent without TLS to whoever answers.
+    pub plain_token: bool,
 }
 
 /// Whose certificate a page may have.
@@ -76,7 +90,7 @@ impl PageUrl {
         if !url.username().is_empty() || url.password().is_some() {
             return Err(format!("has a user or a password in it: {GIVE}"));
         }
-        Ok(PageUrl { url, trust: Trust::Roots })
+        Ok(PageUrl { url, trust: Trust::Roots, plain: PlainTrust::own() })
     }
 
     /// A page of the admin listener of `config`.
@@ -96,27 +110,36 @@ impl PageUrl {
         let scheme = if config.admin_tls { "https" } else { "http" };
         let url = format!("{scheme}://{}{page}", reachable(address));
         let url = Url::parse(&url).expect("an address and a path are a URL");
-        Ok(PageUrl { url, trust: Trust::Anybody })
+        Ok(PageUrl { url, trust: Trust::Anybody, plain: PlainTrust::own() })
     }
 
-    /// The admin listener at `url`, or that of the settings, for requests with a secret.
+    /// The admin listener at `at`, or that of the settings, for requests with a secret. Over TLS
+    /// nobody is accepted but the server with the certificates of `config` or, at an URL, one that
+    /// the host's roots vouch for; without TLS nobody gets the secret but users of this host who could have it anyway.
     ///
     /// # Errors
     /// One sentence.
-    pub fn of_listener(config: &Config, url: Option<&str>) -> Result<PageUrl, String> {
-        let listener = match url {
+    pub fn of_listener(config: &Config, at: &ListenerAt) -> Result<PageUrl, String> {
+        let mut listener = match &at.url {
             Some(url) => PageUrl::parse(url).map_err(|why| format!("the URL {why}"))?,
             None => PageUrl::of_admin(config, "/")?,
         };
-        Ok(listener.pinned(config))
+        if listener.trust == Trust::Anybody {
+            let pairs = config.tls.iter().flat_map(|tls| &tls.pairs);
+            listener.trust = Trust::Own(pairs.map(|pair| pair.cert.clone()).collect());
+        }
+        listener.plain = if at.plain_token { PlainTrust::Anybody } else { PlainTrust::of(config) };
+        Ok(listener)
     }
 
-    /// Accepts nobody but the server with the certificates of `config`: for requests with a secret.
-    #[must_use]
-    pub fn pinned(self, config: &Config) -> PageUrl {
-        let pairs = config.tls.iter().flat_map(|tls| &tls.pairs);
-        let own = Trust::Own(pairs.map(|pair| pair.cert.clone()).collect());
-        PageUrl { trust: if self.trust == Trust::Anybody { own } else { self.trust }, ..self }
+    /// Whether a secret may be sent on this connection, which has no TLS.
+    ///
+    /// # Errors
+    /// Why not.
+    fn may_send_plainly(&self, stream: &TcpStream) -> Result<(), String> {
+        let ends = stream.local_addr().and_then(|local| Ok((local, stream.peer_addr()?)));
+        let (local, peer) = ends.map_err(|error| error.to_string())?;
+        self.plain.judge(local, peer)
     }
 
     /// The same listener's page `path`.
@@ -173,7 +196,10 @@ impl PageUrl {
                         .map_err(|error| error.to_string())?;
                 Box::new(StreamOwned::new(session, stream))
             }
-            _ => Box::new(stream),
+            _ => {
+                bearer.map_or(Ok(()), |_| self.may_send_plainly(&stream))?;
+                Box::new(stream)
+            }
         };
         let silent = || format!("nothing has come for {time:?}");
         read_on(stream, request.as_bytes(), each).map_err(|error| match error.kind() {
@@ -188,12 +214,12 @@ impl PageUrl {
     /// One sentence.
     pub fn get(&self, bearer: Option<&str>, bounds: AskBounds) -> Result<PageAnswer, String> {
         let (sender, receiver) = sync_channel(1);
-        let request = self.request(bearer);
+        let (request, has_secret) = (self.request(bearer), bearer.is_some());
         let page = self.clone();
         // Name resolution has no deadline of its own. A thread that is stuck in it ends with the
         // process.
         let ask = move || {
-            let _nobody_waits = sender.send(page.ask(request.as_bytes(), bounds));
+            let _nobody_waits = sender.send(page.ask(request.as_bytes(), has_secret, bounds));
         };
         std::thread::Builder::new()
             .spawn(ask)
@@ -217,7 +243,12 @@ impl PageUrl {
         )
     }
 
-    fn ask(&self, request: &[u8], bounds: AskBounds) -> Result<PageAnswer, String> {
+    fn ask(
+        &self,
+        request: &[u8],
+        has_secret: bool,
+        bounds: AskBounds,
+    ) -> Result<PageAnswer, String> {
         let until = rt::now() + bounds.time;
         let said = |error: io::Error| match error.kind() {
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
@@ -234,7 +265,12 @@ impl PageUrl {
                     .map_err(|error| error.to_string())?;
                 exchange(StreamOwned::new(session, stream), request, bounds.bytes, &mut answer)
             }
-            _ => exchange(stream, request, bounds.bytes, &mut answer),
+            _ => {
+                if has_secret {
+                    self.may_send_plainly(&stream.stream)?;
+                }
+                exchange(stream, request, bounds.bytes, &mut answer)
+            }
         };
         read.map_err(said)?;
         parse(&answer, bounds.bytes)
@@ -509,6 +545,54 @@ mod tests {
         let listener = PageUrl::parse("https://x").unwrap();
         assert!(!listener.names_a_page());
         assert_eq!(listener.at("/healthz").as_str(), "https://x/healthz");
+    }
+
+    /// The token goes to nobody before it is known who listens.
+    #[test]
+    fn a_stranger_s_listener_gets_no_token_without_tls() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut page = PageUrl::parse(&format!("http://{}/peers", listener.local_addr().unwrap()));
+        let page = page.as_mut().unwrap();
+        let bounds = AskBounds { time: Duration::from_secs(10), bytes: 1 << 10 };
+        let me = rustix::process::geteuid().as_raw();
+        let answer = |page: PageUrl, token: Option<&'static str>| {
+            let asked = std::thread::spawn(move || page.get(token, bounds));
+            let mut stream = listener.accept().unwrap().0;
+            stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+            let mut head = [0; 1024];
+            let read = stream.read(&mut head).unwrap_or(0);
+            let _gone = stream.write_all(b"HTTP/1.0 200 OK\r\n\r\nok");
+            drop(stream);
+            (String::from_utf8_lossy(&head[..read]).into_owned(), asked.join().unwrap())
+        };
+        let (head, got) = answer(page.clone(), Some("hush"));
+        assert!(head.contains("Bearer hush") && got.is_ok(), "{head} {got:?}");
+        page.plain = PlainTrust::Users([me + 1].into());
+        let (head, got) = answer(page.clone(), Some("hush"));
+        assert_eq!(head, "");
+        assert!(got.unwrap_err().contains("the admin token is not sent in the clear"));
+        // There is nothing to keep from anybody.
+        let (head, got) = answer(page.clone(), None);
+        assert!(head.starts_with("GET /peers") && got.is_ok(), "{head} {got:?}");
+        page.plain = PlainTrust::Anybody;
+        let (head, got) = answer(page.clone(), Some("hush"));
+        assert!(head.contains("Bearer hush") && got.is_ok(), "{head} {got:?}");
+        let read = |page: PageUrl| {
+            let asked = std::thread::spawn(move || {
+                page.read_on(Some("hush"), Duration::from_secs(5), &mut |_| Ok(()))
+            });
+            let mut text = Vec::new();
+            let mut stream = listener.accept().unwrap().0;
+            stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+            let _until_it_waits = stream.read_to_end(&mut text);
+            drop(stream);
+            (text.len(), asked.join().unwrap())
+        };
+        assert_ne!(read(page.clone()).0, 0);
+        page.plain = PlainTrust::Users([me + 1].into());
+        let (length, got) = read(page.clone());
+        assert_eq!(length, 0);
+        assert!(got.unwrap_err().contains("--plain-token"));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Deserialize;
 
-use super::ask::PageUrl;
+use super::ask::{ListenerAt, PageUrl};
 use super::out;
 use crate::config::{Config, Effective, admin_token_text};
 use crate::control::Exit;
@@ -20,8 +20,7 @@ const SILENCE_MAX: Duration = Duration::from_secs(15);
 /// What `tap` was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TapOptions {
-    /// The admin listener; `None`: that of the settings.
-    pub url: Option<String>,
+    pub listener: ListenerAt,
     /// Most samples per second.
     pub rate: u16,
 }
@@ -31,7 +30,7 @@ pub struct TapOptions {
 /// # Errors
 /// The server cannot be reached, or shows nothing.
 pub fn run(config: &Config, effective: &Effective, options: &TapOptions) -> Result<Exit, String> {
-    let page = PageUrl::of_listener(config, options.url.as_deref())?.at("/tap");
+    let page = PageUrl::of_listener(config, &options.listener)?.at("/tap");
     let page = page.with_query(&format!("rate={}", options.rate));
     let token = admin_token_text(effective)?;
     let mut lines = TapLines::new(out::data());

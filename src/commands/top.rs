@@ -15,6 +15,7 @@ mod session;
 
 use std::time::Duration;
 
+use super::ask::ListenerAt;
 #[cfg(feature = "top")]
 use super::ask::PageUrl;
 #[cfg(feature = "top")]
@@ -25,8 +26,7 @@ use crate::control::Exit;
 /// What `top` was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TopOptions {
-    /// The admin listener; `None`: that of the settings.
-    pub url: Option<String>,
+    pub listener: ListenerAt,
     /// From one scrape to the next.
     pub every: Duration,
 }
@@ -37,7 +37,7 @@ pub struct TopOptions {
 /// There is no terminal, or the URL is none.
 #[cfg(feature = "top")]
 pub fn run(config: &Config, effective: &Effective, options: &TopOptions) -> Result<Exit, String> {
-    let listener = PageUrl::of_listener(config, options.url.as_deref())?;
+    let listener = PageUrl::of_listener(config, &options.listener)?;
     let token = admin_token_text(effective)?;
     session::run(listener, token, options.every)
 }

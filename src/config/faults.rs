@@ -7,7 +7,7 @@
 //! `outage=60s` fails every put store-wide for that long after a core's first one. Four more act
 //! outside the store: `conn_panic` per request, `spool_sync` per sync of the spool, and
 //! `core_panic` and `core_stuck`, the number of puts after which a core's own task panics, or
-//! blocks the core's thread for a few seconds.
+//! blocks the core's thread for `stuck_for` (6 s).
 
 use std::time::Duration;
 
@@ -31,8 +31,10 @@ pub struct FaultPlan {
     pub spool_sync: f64,
     /// After this many puts on a core, a task of that core panics; 0 never.
     pub core_panic: u64,
-    /// After this many puts on a core, its thread blocks for a few seconds; 0 never.
+    /// After this many puts on a core, its thread blocks; 0 never.
     pub core_stuck: u64,
+    /// For how long; `None`: long enough to inspect the server meanwhile.
+    pub stuck_for: Option<Duration>,
     /// How puts of payloads that contain the word `poison` fail; `None` if they do not.
     pub poison: Option<Poison>,
     /// How long all puts of a core fail, from its first one on.
@@ -73,6 +75,7 @@ impl FaultPlan {
                 "spool_sync" => plan.spool_sync = share()?,
                 "core_panic" => plan.core_panic = number()?,
                 "core_stuck" => plan.core_stuck = number()?,
+                "stuck_for" => plan.stuck_for = Some(time()?),
                 "poison" => {
                     plan.poison = Some(Poison::named(value).ok_or(format!(
                         "`{item}`: poison is one of transient, object, store_wide"
@@ -83,7 +86,7 @@ impl FaultPlan {
                 _ => {
                     return Err(format!(
                         "unknown fault `{name}`; allowed: seed, transient, late, object, store_wide, hang, panic, \
-                         conn_panic, spool_sync, core_panic, core_stuck, poison, outage, delay"
+                         conn_panic, spool_sync, core_panic, core_stuck, stuck_for, poison, outage, delay"
                     ));
                 }
             }

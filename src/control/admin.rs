@@ -31,6 +31,7 @@ use smol_hyper::rt::FuturesIo;
 use super::access::{AdminAccess, Denied};
 use super::certificates::Certificates;
 use super::exposition::Exposition;
+use super::heartbeats::Heartbeats;
 use super::page;
 use super::peers::PeersPage;
 use super::settings::SettingsPage;
@@ -45,6 +46,7 @@ use crate::metrics::tokens::TokenMetrics;
 use crate::metrics::{Cells, CoreState};
 use crate::net::{Listener, Stream};
 use crate::spool::takeover::offers::Takeover;
+use crate::sync::Flag;
 use crate::tls::SharedTls;
 
 /// How long an admin connection has for its first complete request, …
@@ -62,6 +64,7 @@ type AdminBody = Either<Full<Bytes>, TapBody>;
 pub struct Admin {
     pub cells: Cells,
     pub core_ids: Vec<usize>,
+    pub(super) heartbeats: Arc<Heartbeats>,
     pub registry: Registry,
     pub tokens: &'static TokenMetrics,
     /// Set if any address has TLS.
@@ -106,7 +109,7 @@ impl Admin {
         if !(self.store.acks_on_disk && spool.is_empty()) {
             reasons.extend(self.store_troubles());
         }
-        for (cells, id) in self.cells.iter().zip(&self.core_ids) {
+        for (at, (cells, id)) in self.cells.iter().zip(&self.core_ids).enumerate() {
             let state = [
                 (CoreState::Starting, "is starting"),
                 (CoreState::Ready, "is starting"),
@@ -116,6 +119,12 @@ impl Admin {
             ];
             if let Some((_, text)) = state.iter().find(|(state, _)| cells.is(*state)) {
                 reasons.push(format!("core {id} {text}"));
+            } else if let Some(stuck) = self.heartbeats.stuck(at) {
+                reasons.push(format!(
+                    "core {id} has not run for {} s, its clients get no answer: take `millrace \
+                     debug bundle`, then restart the server",
+                    stuck.as_secs()
+                ));
             }
         }
         reasons.extend(spool);
@@ -202,6 +211,7 @@ impl Admin {
         &self,
         access: &AdminAccess,
         request: &Request<Incoming>,
+        gave_up: &Rc<Flag>,
     ) -> (Response<AdminBody>, Duration) {
         let chunked = request.body().size_hint().exact().is_none();
         let framing = BodyFraming { chunked, content_length: false };
@@ -215,11 +225,19 @@ impl Admin {
         if let Err(denied) = access.judge(uri.path(), request.headers()) {
             return short(refusal(denied));
         }
-        if uri.path() == "/tap" && request.method() == Method::GET {
-            return match self.pages.tap.answer(uri.query().unwrap_or_default()) {
-                Ok(lines) => (lines.map(Either::Right), WATCH_MAX),
-                Err((status, why)) => short(text(status, why)),
-            };
+        let (tap, query) = (&self.pages.tap, uri.query().unwrap_or_default());
+        match *request.method() {
+            Method::GET if uri.path() == "/tap" => {
+                return match tap.answer(query, gave_up.clone()) {
+                    Ok(lines) => (lines.map(Either::Right), WATCH_MAX),
+                    Err((status, why)) => short(text(status, why)),
+                };
+            }
+            Method::HEAD if uri.path() == "/tap" => {
+                let head = tap.head(query).map(|head| head.map(|()| Full::default()));
+                return short(head.unwrap_or_else(|(status, why)| text(status, why)));
+            }
+            _ => {}
         }
         let peers = self.pages.peers.answer(request).await;
         short(peers.unwrap_or_else(|| self.answer(request)))
@@ -249,8 +267,6 @@ impl Admin {
         match request.uri().path() {
             "/" => page::answer(),
             "/settings" => self.pages.settings.answer(),
-            // A `HEAD`: there is no length to tell.
-            "/tap" => text(StatusCode::OK, String::new()),
             "/healthz" => text(StatusCode::OK, "ok\n".to_owned()),
             "/readyz" => match self.not_ready() {
                 reasons if reasons.is_empty() => {
@@ -316,6 +332,8 @@ struct AdminConn {
     /// How long after `since` it is closed.
     idle_limit: Cell<Duration>,
     ended: Cell<bool>,
+    /// Set if its client reads nothing of what has no end.
+    gave_up: Rc<Flag>,
 }
 
 /// Serves the admin pages until the process ends. If all connections are taken, a new one replaces
@@ -341,6 +359,7 @@ pub(super) async fn serve(
                     since: Cell::new(rt::now()),
                     idle_limit: Cell::new(FIRST_REQUEST_MAX),
                     ended: Cell::new(false),
+                    gave_up: Rc::default(),
                 });
                 let (admin, access, this) = (admin.clone(), access.clone(), state.clone());
                 let tls = tls.clone();
@@ -408,7 +427,7 @@ async fn serve_connection(
         state.idle_limit.set(IDLE_MAX);
         let (admin, access) = (admin.clone(), access.clone());
         async move {
-            let (response, idle_limit) = admin.respond(&access, &request).await;
+            let (response, idle_limit) = admin.respond(&access, &request, &state.gave_up).await;
             state.idle_limit.set(idle_limit);
             Ok::<_, Infallible>(response)
         }
@@ -440,5 +459,5 @@ async fn serve_connection(
             }
         }
     };
-    served.or(time_up).await;
+    served.or(time_up).or(state.gave_up.wait()).await;
 }

@@ -4,16 +4,23 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::background;
 use crate::config::Config;
 use crate::metrics::Cell64;
+use crate::rt;
 
 /// How often.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// A disk that has not answered for this long is silent.
+const SILENT_FROM: Duration = Duration::from_secs(15);
+/// After this silence nothing is known any longer: what was free then is not what is free now.
+const STALE_AFTER: Duration = Duration::from_secs(30);
 
 /// The disk of one directory, as it was when it answered last.
+///
+/// Written by the thread that looks, and read by scrapes.
 #[derive(Debug)]
 pub(super) struct Disk {
     /// The value of the metrics' label.
@@ -22,12 +29,15 @@ pub(super) struct Disk {
     /// Bytes that this user may still write.
     free: Cell64,
     size: Cell64,
+    made: Instant,
+    /// When it answered last, in milliseconds after `made`.
+    answered_ms: Cell64,
 }
 
 impl Disk {
     fn new(directory: &'static str, path: &Path) -> Disk {
-        let (free, size) = Default::default();
-        Disk { directory, path: path.to_owned(), free, size }
+        let (free, size, answered_ms) = Default::default();
+        Disk { directory, path: path.to_owned(), free, size, made: rt::now(), answered_ms }
     }
 
     /// Blocks.
@@ -35,13 +45,34 @@ impl Disk {
         if let Ok(disk) = rustix::fs::statvfs(&self.path) {
             self.free.set(disk.f_bavail.saturating_mul(disk.f_frsize));
             self.size.set(disk.f_blocks.saturating_mul(disk.f_frsize));
+            self.answered_ms.set(rt::since(self.made).as_millis() as u64);
         }
     }
 
-    /// Free bytes and size; `None` if it has never answered.
+    /// Free bytes and size; `None` if it has not answered for [`STALE_AFTER`], or never.
     pub(super) fn free_and_size(&self) -> Option<(u64, u64)> {
+        self.free_and_size_at(rt::now())
+    }
+
+    fn free_and_size_at(&self, now: Instant) -> Option<(u64, u64)> {
         let size = self.size.value();
-        (size > 0).then(|| (self.free.value(), size))
+        let is_known = size > 0 && self.since_answer(now) < STALE_AFTER;
+        is_known.then(|| (self.free.value(), size))
+    }
+
+    /// For how long it has not answered; zero below [`SILENT_FROM`].
+    pub(super) fn silence(&self) -> Duration {
+        self.silence_at(rt::now())
+    }
+
+    fn silence_at(&self, now: Instant) -> Duration {
+        let since = self.since_answer(now);
+        if since < SILENT_FROM { Duration::ZERO } else { since }
+    }
+
+    fn since_answer(&self, now: Instant) -> Duration {
+        let answered = self.made + Duration::from_millis(self.answered_ms.value());
+        now.saturating_duration_since(answered)
     }
 }
 
@@ -69,15 +100,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_disk_has_a_size_and_what_is_gone_keeps_its_last_one() {
+    fn a_disk_has_a_size_until_it_has_been_silent_for_a_while() {
         let dir = tempfile::tempdir().unwrap();
         let disk = Disk::new("spool", dir.path());
         assert_eq!(disk.free_and_size(), None);
         disk.look();
         let (free, size) = disk.free_and_size().unwrap();
         assert!(free <= size && size > 0, "{free} {size}");
+        // It answers no longer; one that hangs does not even come back.
         drop(dir);
         disk.look();
-        assert_eq!(disk.free_and_size(), Some((free, size)));
+        let answered = disk.made + Duration::from_millis(disk.answered_ms.value());
+        for (seconds, silent, is_known) in
+            [(0, 0, true), (14, 0, true), (15, 15, true), (29, 29, true), (30, 30, false)]
+        {
+            let now = answered + Duration::from_secs(seconds);
+            assert_eq!(disk.silence_at(now), Duration::from_secs(silent));
+            assert_eq!(disk.free_and_size_at(now), is_known.then_some((free, size)));
+        }
     }
 }

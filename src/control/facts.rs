@@ -8,6 +8,7 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Unit;
 
 use super::disks::Disk;
 use crate::config::Config;
@@ -79,6 +80,11 @@ impl Collector for FactsCollector {
                 self.dead_letters.waiting(),
             ),
             (
+                "dead_letters_uncounted_bytes",
+                "Bytes of dead letters that a stop has left and nobody has counted yet",
+                self.dead_letters.uncounted(),
+            ),
+            (
                 "dead_letter_directory_bytes",
                 "Bytes of all dead letters, as counted here or last measured",
                 self.dead_letters.used(),
@@ -95,8 +101,14 @@ impl Collector for FactsCollector {
         }
         type Read = fn((u64, u64)) -> u64;
         let disks: [(&str, &str, Read); 2] = [
-            ("disk_free_bytes", "Free space that this user may use, by directory", |of| of.0),
-            ("disk_size_bytes", "Size of the file system, by directory", |of| of.1),
+            (
+                "disk_free_bytes",
+                "Free space that this user may use, by directory, absent while its disk is silent",
+                |of| of.0,
+            ),
+            ("disk_size_bytes", "Size of the file system, by directory, absent likewise", |of| {
+                of.1
+            }),
         ];
         for (name, help, read) in disks {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
@@ -107,6 +119,14 @@ impl Collector for FactsCollector {
                     ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
                 }
             }
+        }
+        let (name, help) = ("disk_silent", "Since the disk last answered, 0 below 15 s");
+        let unit = Some(&Unit::Seconds);
+        let mut family = encoder.encode_descriptor(name, help, unit, MetricType::Gauge)?;
+        for disk in &*self.disks {
+            let labels = [("directory", disk.directory)];
+            let silence = disk.silence().as_secs_f64();
+            ConstGauge::new(silence).encode(family.encode_family(&labels)?)?;
         }
         Ok(())
     }

@@ -21,10 +21,10 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use super::heartbeats::Heartbeats;
 use crate::deadline::strictly_within;
-use crate::metrics::Cells;
 use crate::rt::{self, sleep};
 
 /// Longest wait for a manager that does not read its socket.
@@ -162,9 +162,9 @@ impl ServiceManager {
     }
 
     /// Sends `WATCHDOG=1` as often as `WATCHDOG_USEC` asks for it, if it is for this process, until
-    /// a core has stopped looking at its sockets for that long. A core that is stopping counts as
-    /// running: the manager has another limit for that.
-    pub fn watch(&self, cells: Cells, stopping: Rc<Cell<bool>>) {
+    /// a core has not run for that long. A core that is stopping counts as running: the manager has
+    /// another limit for that.
+    pub(super) fn watch(&self, heartbeats: Arc<Heartbeats>, stopping: Rc<Cell<bool>>) {
         let usec = env::var("WATCHDOG_USEC").ok();
         let pid = env::var("WATCHDOG_PID").ok();
         let (Some(_), Some(limit)) = (&self.0, watchdog(usec.as_deref(), pid.as_deref())) else {
@@ -172,15 +172,8 @@ impl ServiceManager {
         };
         let manager = self.clone();
         rt::spawn(async move {
-            let mut cores: Vec<_> = cells.iter().map(|_| Heartbeat::new(rt::now())).collect();
             loop {
-                let now = rt::now();
-                let beats = cells.iter().map(|cells| cells.samples.value());
-                let alive = cores
-                    .iter_mut()
-                    .zip(beats)
-                    .fold(true, |alive, (core, beats)| core.is_alive(beats, now, limit) && alive);
-                if alive || stopping.get() {
+                if heartbeats.all_within(limit) || stopping.get() {
                     manager.tell(|_| true, || "WATCHDOG=1".to_owned());
                 }
                 sleep(limit / 2).await;
@@ -235,26 +228,6 @@ fn watchdog(usec: Option<&str>, pid: Option<&str>) -> Option<Duration> {
     Some(Duration::from_micros(usec))
 }
 
-/// When a core was last seen to run.
-struct Heartbeat {
-    beats: u64,
-    since: Instant,
-}
-
-impl Heartbeat {
-    fn new(now: Instant) -> Heartbeat {
-        Heartbeat { beats: 0, since: now }
-    }
-
-    /// Whether `beats`, which a running core counts up every second, has changed within `limit`.
-    fn is_alive(&mut self, beats: u64, now: Instant, limit: Duration) -> bool {
-        if beats != self.beats {
-            *self = Heartbeat { beats, since: now };
-        }
-        now - self.since < limit
-    }
-}
-
 /// The time of `CLOCK_MONOTONIC`, which the manager compares with its own.
 #[expect(unsafe_code, reason = "`Instant` does not tell its number")]
 fn monotonic() -> Duration {
@@ -289,22 +262,6 @@ mod tests {
     }
 
     #[test]
-    fn a_core_that_does_not_count_up_is_dead_after_the_limit() {
-        let (start, limit) = (Instant::now(), Duration::from_secs(10));
-        let at = |seconds| start + Duration::from_secs(seconds);
-        let mut core = Heartbeat::new(start);
-        for (beats, seconds, alive) in [
-            (0, 0, true),
-            (3, 5, true),
-            (3, 14, true),
-            (3, 15, false),
-            (4, 16, true),
-            (4, 26, false),
-        ] {
-            assert_eq!(core.is_alive(beats, at(seconds), limit), alive, "after {seconds} s");
-        }
-    }
-
     /// A manager's socket, and who tells it.
     fn told_to(dir: &std::path::Path) -> (UnixDatagram, ServiceManager) {
         let path = dir.join("notify");

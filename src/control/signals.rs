@@ -16,9 +16,9 @@
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -27,6 +27,7 @@ use signal_hook::flag;
 use signal_hook::low_level::pipe;
 
 use crate::control::Exit;
+use crate::control::start_report::KeptFindings;
 use crate::log;
 use crate::rt;
 
@@ -66,6 +67,8 @@ pub struct Signals {
 struct SharedSignals {
     phase: AtomicU8,
     stops: AtomicU32,
+    /// What the start would have shown when it serves.
+    findings: OnceLock<KeptFindings>,
 }
 
 /// Phase: nothing is acknowledged yet.
@@ -116,8 +119,11 @@ pub fn install() -> io::Result<(Signals, Receiver<()>)> {
         }
     }
     unblock_all();
-    let shared =
-        Arc::new(SharedSignals { phase: AtomicU8::new(STARTING), stops: AtomicU32::new(0) });
+    let shared = Arc::new(SharedSignals {
+        phase: AtomicU8::new(STARTING),
+        stops: AtomicU32::new(0),
+        findings: OnceLock::new(),
+    });
     let (notices, notify) = UnixStream::pair()?;
     notify.set_nonblocking(true)?;
     let (requests, reloads) = sync_channel(1);
@@ -131,6 +137,11 @@ impl Signals {
     /// ending.
     pub fn hand_over(&self) -> bool {
         self.shared.phase.compare_exchange(STARTING, SERVING, SeqCst, SeqCst).is_ok()
+    }
+
+    /// A stop that comes before the server serves shows these.
+    pub fn show_at_stop(&self, findings: KeptFindings) {
+        let _only_once = self.shared.findings.set(findings);
     }
 
     /// The number of signals to stop so far.
@@ -184,6 +195,7 @@ impl Watch {
         self.shared.stops.store(stops, SeqCst);
         match self.shared.phase.compare_exchange(STARTING, ENDING, SeqCst, SeqCst) {
             Ok(_) => {
+                self.shared.findings.get().inspect(|findings| findings.show());
                 log::log_last_line("stopped before it served");
                 std::process::exit(Exit::Clean as i32);
             }

@@ -4,8 +4,10 @@
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytesize::ByteSize;
 
 use crate::config::{Ack, Config, core_list};
@@ -14,13 +16,37 @@ use crate::log;
 use crate::preflight::{Finding, Level, table};
 use crate::queue::job::Stamp;
 
-/// Collects the findings of a start.
+/// Collects the findings of a start. What it still keeps is shown when it is dropped: the start has
+/// failed or panicked, and there will be no page.
 pub struct StartReport {
     /// An operator looks on.
     is_page: bool,
     /// Warnings and failures that the page has still to show.
-    kept: Vec<Finding>,
+    kept: KeptFindings,
     warnings: usize,
+}
+
+/// Findings that wait for the page of a start; shared with whoever may end the process before.
+#[derive(Clone, Default)]
+pub struct KeptFindings(Arc<ArcSwap<Vec<Finding>>>);
+
+impl KeptFindings {
+    fn push(&self, finding: Finding) {
+        self.0.rcu(|kept| kept.iter().chain([&finding]).cloned().collect::<Vec<_>>());
+    }
+
+    /// Whoever takes them shows them.
+    fn take(&self) -> Arc<Vec<Finding>> {
+        self.0.swap(Arc::default())
+    }
+
+    /// Shows what is left of them.
+    pub fn show(&self) {
+        let kept = self.take();
+        if !kept.is_empty() {
+            log::page(&table(&kept));
+        }
+    }
 }
 
 /// The facts about a server that has started.
@@ -37,7 +63,7 @@ pub(super) struct StartSummary<'a> {
 impl StartReport {
     /// For a process whose log has been started.
     pub fn new() -> StartReport {
-        StartReport { is_page: log::is_watched(), kept: Vec::new(), warnings: 0 }
+        StartReport { is_page: log::is_watched(), kept: KeptFindings::default(), warnings: 0 }
     }
 
     /// Logs `finding`, or keeps it for the page.
@@ -52,18 +78,27 @@ impl StartReport {
 
     /// Shows what was kept: the start has failed, and there will be no page.
     pub fn show(&mut self) {
-        if !self.kept.is_empty() {
-            log::page(&table(&std::mem::take(&mut self.kept)));
-        }
+        self.kept.show();
+    }
+
+    /// What is kept, for whoever may end the process before there is a page.
+    pub fn kept(&self) -> KeptFindings {
+        self.kept.clone()
     }
 
     /// The server serves from now on.
     pub(super) fn serving(&mut self, summary: &StartSummary<'_>) {
-        let kept = std::mem::take(&mut self.kept);
+        let kept = self.kept.take();
         match self.is_page {
             true => log::page(&summary.page(&kept, &Colours::of(log::has_colours()))),
             false => summary.log(self.warnings),
         }
+    }
+}
+
+impl Drop for StartReport {
+    fn drop(&mut self) {
+        self.show();
     }
 }
 

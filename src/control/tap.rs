@@ -36,7 +36,7 @@ use super::access::SharedAdminToken;
 use crate::http::tap::{TAP_SLOTS, TapBoard, TapSample};
 use crate::http::tokens::SharedTokens;
 use crate::rt::{self, sleep};
-use crate::sync::keep_waker;
+use crate::sync::{Flag, keep_waker};
 
 /// How often samples are collected.
 const PERIOD: Duration = Duration::from_millis(100);
@@ -52,6 +52,9 @@ const LINES_MAX: usize = 200;
 const COUNTS_PERIOD: Duration = Duration::from_secs(2);
 /// How long a client may watch.
 pub(super) const WATCH_MAX: Duration = Duration::from_secs(3600);
+/// A client that has read nothing for this long, while lines wait for it, watches no longer: its
+/// place is another's.
+const UNREAD_MAX: Duration = Duration::from_secs(30);
 
 /// The page, and where it gets its samples.
 pub(super) struct TapPage {
@@ -89,6 +92,10 @@ struct Watcher {
     dropped: Cell<u64>,
     /// When it last got its counts.
     counted: Cell<Instant>,
+    /// When its connection last took a line, or the first that waits has come.
+    read: Cell<Instant>,
+    /// Set when it has not read for [`UNREAD_MAX`]: its connection ends.
+    gave_up: Rc<Flag>,
 }
 
 impl TapPage {
@@ -113,11 +120,11 @@ impl TapPage {
         TapCollector(self.counts.clone())
     }
 
-    /// The answer to `GET /tap?QUERY`.
-    pub(super) fn answer(
-        self: &Rc<Self>,
-        query: &str,
-    ) -> Result<Response<TapBody>, (StatusCode, String)> {
+    /// The rate that `QUERY` asks for, if somebody may watch now.
+    ///
+    /// # Errors
+    /// The answer that says why not.
+    fn judge(&self, query: &str) -> Result<u16, (StatusCode, String)> {
         if self.boards.is_none() {
             let off = "TAP is off: payloads are shown by a server that was started with TAP=on\n";
             return Err((StatusCode::NOT_FOUND, off.to_owned()));
@@ -127,6 +134,27 @@ impl TapPage {
             let full = format!("{WATCHERS_MAX} clients watch already\n");
             return Err((StatusCode::SERVICE_UNAVAILABLE, full));
         }
+        Ok(rate)
+    }
+
+    /// The answer to `HEAD /tap?QUERY`: what a `GET` would begin with.
+    ///
+    /// # Errors
+    /// As for [`TapPage::answer`].
+    pub(super) fn head(&self, query: &str) -> Result<Response<()>, (StatusCode, String)> {
+        self.judge(query).map(|_rate| with_headers(()))
+    }
+
+    /// The answer to `GET /tap?QUERY`. `gave_up` is set when its client does not read.
+    ///
+    /// # Errors
+    /// Another status, and why.
+    pub(super) fn answer(
+        self: &Rc<Self>,
+        query: &str,
+        gave_up: Rc<Flag>,
+    ) -> Result<Response<TapBody>, (StatusCode, String)> {
+        let rate = self.judge(query)?;
         let watcher = Rc::new(Watcher {
             rate,
             allowance: Cell::new(0),
@@ -135,6 +163,8 @@ impl TapPage {
             sent: Cell::new(0),
             dropped: Cell::new(0),
             counted: Cell::new(rt::now()),
+            read: Cell::new(rt::now()),
+            gave_up,
         });
         // The first line tells that the tap works, before anything comes in.
         watcher.push_counts(rt::now());
@@ -143,15 +173,7 @@ impl TapPage {
         if !self.is_collecting.replace(true) {
             rt::spawn(self.clone().collect()).detach();
         }
-        let mut response = Response::new(TapBody { watcher, page: Rc::downgrade(self) });
-        for (name, value) in [
-            (CONTENT_TYPE, "application/x-ndjson"),
-            (CACHE_CONTROL, "no-store"),
-            (X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        ] {
-            response.headers_mut().insert(name, HeaderValue::from_static(value));
-        }
-        Ok(response)
+        Ok(with_headers(TapBody { watcher, page: Rc::downgrade(self) }))
     }
 
     /// Runs while somebody watches.
@@ -169,6 +191,7 @@ impl TapPage {
             let now_dropped: u64 = boards.iter().map(|(_, board)| board.dropped()).sum();
             self.deliver(boards, now_dropped - dropped, rt::now());
             dropped = now_dropped;
+            self.end_unread(rt::now());
         }
         boards.iter().for_each(|(_, board)| board.stop());
         self.is_collecting.set(false);
@@ -216,6 +239,15 @@ impl TapPage {
         self.counts.waiting.store(waiting as u64, Relaxed);
     }
 
+    /// Ends watching for those who do not read.
+    fn end_unread(&self, now: Instant) {
+        let watchers = self.watchers.borrow().clone();
+        for watcher in watchers.iter().filter(|watcher| watcher.is_unread(now)) {
+            watcher.gave_up.set();
+            self.forget(watcher);
+        }
+    }
+
     fn line(&self, core: usize, sample: &TapSample) -> String {
         let is_secret = |text: &str| {
             let tokens = self.tokens.as_ref();
@@ -232,6 +264,18 @@ impl TapPage {
             self.counts.waiting.store(0, Relaxed);
         }
     }
+}
+
+fn with_headers<T>(body: T) -> Response<T> {
+    let mut response = Response::new(body);
+    for (name, value) in [
+        (CONTENT_TYPE, "application/x-ndjson"),
+        (CACHE_CONTROL, "no-store"),
+        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    ] {
+        response.headers_mut().insert(name, HeaderValue::from_static(value));
+    }
+    response
 }
 
 /// A sample as a line. A payload that is cut is a text, because it is no JSON.
@@ -287,7 +331,11 @@ impl Watcher {
 
     /// Whether there was room.
     fn push(&self, line: Bytes) -> bool {
-        let has_room = self.lines.borrow().len() < LINES_MAX;
+        let waiting = self.lines.borrow().len();
+        if waiting == 0 {
+            self.read.set(rt::now());
+        }
+        let has_room = waiting < LINES_MAX;
         if has_room {
             self.lines.borrow_mut().push_back(line);
         }
@@ -295,6 +343,11 @@ impl Watcher {
             waker.wake();
         }
         has_room
+    }
+
+    fn is_unread(&self, now: Instant) -> bool {
+        let waits = !self.lines.borrow().is_empty();
+        waits && now.saturating_duration_since(self.read.get()) >= UNREAD_MAX
     }
 
     fn push_counts(&self, now: Instant) {
@@ -320,7 +373,10 @@ impl http_body::Body for TapBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         match self.watcher.lines.borrow_mut().pop_front() {
-            Some(line) => Poll::Ready(Some(Ok(Frame::data(line)))),
+            Some(line) => {
+                self.watcher.read.set(rt::now());
+                Poll::Ready(Some(Ok(Frame::data(line))))
+            }
             None => {
                 keep_waker(&mut self.watcher.waker.borrow_mut(), cx);
                 Poll::Pending
@@ -412,6 +468,35 @@ mod tests {
                 serde_json::from_str::<serde_json::Value>(&text).expect(&text);
             }
         }
+    }
+
+    #[test]
+    fn who_does_not_read_watches_no_longer() {
+        let executor = rt::Executor::unpinned("test").unwrap();
+        executor.run(async {
+            let page = TapPage::new(Some(Vec::new()), None, SharedAdminToken::default());
+            let flags: Vec<Rc<Flag>> = (0..2).map(|_| Rc::default()).collect();
+            let mut bodies: Vec<TapBody> = flags
+                .iter()
+                .map(|flag| page.answer("rate=1", flag.clone()).unwrap().into_body())
+                .collect();
+            // The first line of both waits; one is read.
+            let cx = &mut Context::from_waker(Waker::noop());
+            let read = |body: &mut TapBody, cx: &mut Context<'_>| {
+                http_body::Body::poll_frame(Pin::new(body), cx).is_ready()
+            };
+            assert!(read(&mut bodies[1], cx) && !read(&mut bodies[1], cx));
+            let end = |page: &TapPage, after: Duration| {
+                page.end_unread(rt::now() + after);
+                (page.watchers.borrow().len(), [flags[0].get(), flags[1].get()])
+            };
+            assert_eq!(end(&page, UNREAD_MAX - Duration::from_secs(1)), (2, [false, false]));
+            assert_eq!(end(&page, UNREAD_MAX), (1, [true, false]));
+            // Silence is no reason: there was nothing to read.
+            assert_eq!(end(&page, 10 * UNREAD_MAX), (1, [true, false]));
+            drop(bodies);
+            assert_eq!(page.watchers.borrow().len(), 0);
+        });
     }
 
     #[test]

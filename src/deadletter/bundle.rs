@@ -23,6 +23,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use flate2::Crc;
 
+use super::ownership::give_to_owner_of;
 use super::{DeadLetter, DeadLetterError, DeadLetters, create_private};
 
 /// Extension of a file of many dead letters.
@@ -143,7 +144,9 @@ impl BundleWriter {
         }
         self.dead.used.fetch_sub(length - end_of(&self.ends[..whole]), Relaxed);
         outcome.letters = whole;
-        self.dead.waiting.fetch_add(whole as u64, Relaxed);
+        if whole > 0 {
+            self.dead.note_bundle(&stem, end_of(&self.ends[..whole]), whole as u64);
+        }
         outcome.error = named.and(flushed).err();
         outcome.file = Some(file);
         outcome
@@ -164,23 +167,30 @@ impl Published {
     }
 }
 
-/// The number of dead letters in the file at `path`, up to the first that is not whole; bodies are
-/// skipped, and no checksum is looked at. Blocks.
+/// The number of dead letters in the file at `path` from byte `from` on, where one begins, up to the
+/// first that is not whole. It ends after about `bytes_max` bytes, and says where to go on; `None`:
+/// there is no more. Bodies are skipped, and no checksum is looked at. Blocks.
 #[expect(
     clippy::disallowed_methods,
     reason = "called off the executors or on their blocking thread"
 )]
-pub(super) fn count(path: &Path) -> u64 {
+pub(super) fn count(path: &Path, from: u64, bytes_max: u64) -> (u64, Option<u64>) {
     #[derive(serde::Deserialize)]
     struct Length {
         bytes: u64,
     }
-    let Ok(file) = File::open(path) else { return 0 };
+    let Ok(mut file) = File::open(path) else { return (0, None) };
     let length = file.metadata().map_or(0, |metadata| metadata.len());
+    if file.seek(SeekFrom::Start(from)).is_err() {
+        return (0, None);
+    }
     // Small, so that of large bodies little is read.
     let mut input = BufReader::with_capacity(COUNT_BUFFER_BYTES, file);
-    let (mut letters, mut at, mut line) = (0, 0, Vec::new());
-    loop {
+    let (mut letters, mut at, mut line) = (0, from, Vec::new());
+    while at < length {
+        if at - from >= bytes_max {
+            return (letters, Some(at));
+        }
         line.clear();
         let Ok(read) = (&mut input).take(LINE_BYTES_MAX).read_until(b'\n', &mut line) else {
             break;
@@ -193,7 +203,7 @@ pub(super) fn count(path: &Path) -> u64 {
         }
         letters += 1;
     }
-    letters
+    (letters, None)
 }
 
 /// The line before a dead letter's body, line feed included.
@@ -331,6 +341,7 @@ impl DeadLetters {
         let written = (|| {
             let mut from = File::open(&path)?;
             let mut to = create_private(&unfinished)?;
+            give_to_owner_of(&to, &from)?;
             for span in left {
                 from.seek(SeekFrom::Start(span.start))?;
                 let size = span.end - span.start;
@@ -398,6 +409,14 @@ mod tests {
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
     }
 
+    fn count_all(path: &Path) -> u64 {
+        count(path, 0, u64::MAX).0
+    }
+
+    fn count_some_to_the_end(dead: &DeadLetters) {
+        while dead.count_some() {}
+    }
+
     #[test]
     fn letters_are_counted_up_to_the_first_that_is_not_whole() {
         let (dir, dead) = open(1 << 20);
@@ -407,17 +426,36 @@ mod tests {
             PAYLOADS.into_iter().chain(large.iter().map(Vec::as_slice)).collect();
         write(&dead, &payloads);
         let (path, all) = (dir.path().join("0.letters"), payloads.len() as u64);
-        assert_eq!((dead.waiting(), count(&path)), (all, all));
+        assert_eq!((dead.waiting(), count_all(&path)), (all, all));
+        // In parts of any size.
+        for part in [1, 7, 1_000] {
+            let (mut letters, mut from) = (0, Some(0));
+            while let Some(at) = from {
+                let (more, next) = count(&path, at, part);
+                assert!(next.is_none_or(|next| next >= at + part), "{part} {at} {next:?}");
+                (letters, from) = (letters + more, next);
+            }
+            assert_eq!(letters, all, "{part}");
+        }
+        // A start reads nothing of it.
         let reopened = DeadLetters::open(dir.path(), 1 << 20).unwrap();
-        assert_eq!((reopened.waiting(), reopened.used()), (all, dead.used()));
+        assert_eq!((reopened.waiting(), reopened.used()), (0, dead.used()));
+        assert_eq!(reopened.uncounted(), dead.used());
+        count_some_to_the_end(&reopened);
+        assert_eq!((reopened.waiting(), reopened.uncounted()), (all, 0));
+        reopened.remeasure();
+        assert_eq!((reopened.waiting(), reopened.uncounted()), (all, 0));
+        assert_eq!(dead.uncounted(), 0, "it has written it");
         let (file, length) = (fs::OpenOptions::new().write(true).open(&path).unwrap(), dead.used());
         for (cut, whole) in [(1, all - 1), (70_001, all - 1), (75_000, all - 2), (length, 0)] {
             file.set_len(length - cut).unwrap();
-            assert_eq!(count(&path), whole, "{cut} bytes less");
+            assert_eq!(count_all(&path), whole, "{cut} bytes less");
             dead.remeasure();
-            assert_eq!((dead.waiting(), dead.used()), (whole, length - cut));
+            assert_eq!((dead.waiting(), dead.used()), (0, length - cut));
+            count_some_to_the_end(&dead);
+            assert_eq!((dead.waiting(), dead.uncounted()), (whole, 0));
         }
-        assert_eq!(count(Path::new("/nowhere")), 0);
+        assert_eq!(count_all(Path::new("/nowhere")), 0);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! Only [`route`] knows how many pipelines a server has. Code before it belongs to the core; code
 //! after it works on the [`Intake`] that the path selects.
 
+mod told;
 pub(super) mod waiting;
 
 use std::cell::Cell;
@@ -39,7 +40,6 @@ use super::tokens::{KnownToken, TokenQuota, TokenRefusal};
 use crate::budget::{ChargedBytes, Padded};
 use crate::coding::Coding;
 use crate::config::{Ack, Config, Paths};
-use crate::key::RequestValues;
 use crate::metrics::tokens::{AcceptedCells, TokenId};
 use crate::metrics::{CoreCells, Unavailable};
 use crate::queue::admission::{Admission, Need, Permit};
@@ -49,6 +49,7 @@ use crate::queue::run::{InCommon, Run};
 use crate::rt;
 use crate::spool::{Spool, Ticket};
 use crate::stop::Stop;
+use told::{Untold, log_admitted, log_refused};
 
 /// The entrance of one pipeline: what a request needs of it.
 pub struct Intake {
@@ -323,7 +324,7 @@ pub(super) enum Awaited {
     /// The outcome of every payload.
     Store(Rc<RequestOutcome>),
     /// The sync of its payloads to the spool.
-    Disk(Rc<Ticket>),
+    Disk(Rc<Ticket>, Option<Box<Untold>>),
 }
 
 /// What came of trying to admit a small body.
@@ -469,15 +470,6 @@ fn need(payloads: &[Span], body_bytes: usize, facts: &RequestFacts) -> Need {
     Need::of(payloads.len(), body_bytes + facts.values.bytes())
 }
 
-/// A debug line that leads from a trace to its objects: their default keys begin with this time.
-#[inline]
-fn log_trace(values: &RequestValues, first: Stamp, payloads: usize) {
-    if let Some(traceparent) = values.trace() {
-        let Stamp { unix_nanos, seq } = first;
-        tracing::debug!(traceparent, payloads, unix_nanos, seq, "request of a trace admitted");
-    }
-}
-
 impl Intake {
     /// Admits the payloads of a body if there is room now.
     fn admit_now(
@@ -498,7 +490,8 @@ impl Intake {
             let admitted = self.enqueue_for_disk(need, body, payloads, &facts, counted)?;
             return Ok(Tried::Admitted(admitted));
         }
-        Ok(match self.admission.admit_now(need)? {
+        let permit = self.admission.admit_now(need);
+        Ok(match permit.inspect_err(|why| log_refused(&facts.values, payloads.len(), why))? {
             Some(permit) => {
                 Tried::Admitted(self.enqueue(permit, body, payloads, facts, ack, counted))
             }
@@ -545,7 +538,7 @@ impl Intake {
             tap.offer(body.as_slice(), spans, first);
         }
         let (values, outcomes) = (facts.values, request_outcome.clone());
-        log_trace(&values, first, spans.len());
+        log_admitted(&values, first, spans.len());
         let common = InCommon { values, first, record: None, request_outcome: outcomes };
         // The permit replaces the charge for the body's memory.
         self.admission.push(Run::new(body.into_bytes(), permit, spans, common));
@@ -569,14 +562,14 @@ impl Intake {
     ) -> Result<Admitted, Answer> {
         let spool = self.spool.as_ref().expect("without a spool this level is refused");
         // The spool must not take a request that the queue can never hold.
-        self.admission.could_fit(need)?;
+        let fits = self.admission.could_fit(need);
+        fits.inspect_err(|why| log_refused(&facts.values, spans.len(), why))?;
         let first = self.stamp(spans.len(), facts);
-        log_trace(&facts.values, first, spans.len());
-        if let Some(tap) = &self.tap {
-            tap.offer(body.as_slice(), spans, first);
-        }
-        let ticket = spool.submit(first, body, spans, &facts.values, counted)?;
-        Ok(Admitted { count: spans.len(), awaited: Awaited::Disk(ticket) })
+        // The spool takes the body, and whether it is admitted is known later.
+        let untold = Untold::of(self, body.as_slice(), spans, first, &facts.values);
+        let ticket = spool.submit(first, body, spans, &facts.values, counted);
+        let ticket = ticket.inspect_err(|why| log_refused(&facts.values, spans.len(), why))?;
+        Ok(Admitted { count: spans.len(), awaited: Awaited::Disk(ticket, untold) })
     }
 
     /// The stamp of a request's first payload.

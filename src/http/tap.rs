@@ -89,35 +89,59 @@ impl CoreTap {
     /// payload, or none.
     #[inline]
     pub fn offer(&self, body: &[u8], spans: &[Span], first: Stamp) {
-        let wanted = self.board.wanted.load(Relaxed);
-        if wanted != 0 {
-            self.sample(wanted, body, spans, first);
+        if let Some(sample) = self.pick(body, spans, first) {
+            self.keep(sample);
         }
     }
 
+    /// The same for a request of which it is not known yet whether it is admitted: a copy of what
+    /// the tap would take, to [`keep`](CoreTap::keep) once it is.
+    #[inline]
+    pub fn pick(&self, body: &[u8], spans: &[Span], first: Stamp) -> Option<TapSample> {
+        let wanted = self.board.wanted.load(Relaxed);
+        if wanted == 0 { None } else { self.sample(wanted, body, spans, first) }
+    }
+
+    /// Leaves a sample for control, if there is a free slot.
     #[cold]
-    fn sample(&self, wanted: u64, body: &[u8], spans: &[Span], first: Stamp) {
+    pub fn keep(&self, sample: TapSample) {
+        let slot = self.next_slot();
+        if slot.load().is_some() {
+            return self.drop_one();
+        }
+        slot.store(Some(Arc::new(sample)));
+        self.next.set(self.next.get() + 1);
+    }
+
+    fn next_slot(&self) -> &ArcSwapOption<TapSample> {
+        &self.board.slots[self.next.get() % TAP_SLOTS]
+    }
+
+    fn drop_one(&self) {
+        self.board.dropped.store(self.board.dropped.load(Relaxed) + 1, Relaxed);
+    }
+
+    #[cold]
+    fn sample(&self, wanted: u64, body: &[u8], spans: &[Span], first: Stamp) -> Option<TapSample> {
         if self.seen.replace(wanted) != wanted {
             self.left.set(wanted as u16);
         }
         if self.left.get() == 0 || spans.is_empty() {
-            return;
+            return None;
         }
         self.left.set(self.left.get() - 1);
         // Knuth's constants: any of the request's payloads, without a generator of its own.
         let random = self.random.get().wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         self.random.set(random);
         let at = (random >> 33) as usize % spans.len();
-        let slot = &self.board.slots[self.next.get() % TAP_SLOTS];
-        if slot.load().is_some() {
-            self.board.dropped.store(self.board.dropped.load(Relaxed) + 1, Relaxed);
-            return;
+        if self.next_slot().load().is_some() {
+            self.drop_one();
+            return None;
         }
         let payload = &body[spans[at].range()];
         let start = payload[..payload.len().min(TAP_SAMPLE_BYTES)].into();
         let stamp = Stamp { seq: first.seq + at as u64, ..first };
-        slot.store(Some(Arc::new(TapSample { stamp, length: payload.len(), start })));
-        self.next.set(self.next.get() + 1);
+        Some(TapSample { stamp, length: payload.len(), start })
     }
 }
 

@@ -3,13 +3,15 @@
 //! <https://prometheus.io/docs/instrumenting/writing_clientlibs/#process-metrics>
 //!
 //! A scrape reads one line of `/proc/self/stat` and one `stat` of `/proc/self/fd`; neither touches a
-//! disk. What cannot be read is absent.
+//! disk. What cannot be read is absent. Before Linux 6.2 open descriptors have to be listed, which
+//! takes long where there are 100,000: they are counted at most every ten seconds, and in at
+//! most a hundredth of the time.
 
 use std::fmt;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -20,6 +22,7 @@ use prometheus_client::registry::Unit;
 use rustix::param::{clock_ticks_per_second, page_size};
 use rustix::process::{Resource, getrlimit};
 
+use super::Cell64;
 use crate::rt;
 
 /// Reads the figures of this process at a scrape.
@@ -28,13 +31,49 @@ pub struct ProcessCollector {
     /// When it started, in seconds since 1970. Computed once: a clock that is set later would look
     /// like a restart.
     started: Option<f64>,
+    listed: ListedFiles,
+}
+
+/// Shortest time between two listings of descriptors.
+const LISTED_EVERY: Duration = Duration::from_secs(10);
+/// A listing is not repeated before this many times what it took.
+const LISTED_PAUSE: u32 = 100;
+
+/// The number of open descriptors where the kernel does not say it. Scrapes are the control
+/// executor's, one at a time.
+#[derive(Debug)]
+struct ListedFiles {
+    epoch: Instant,
+    /// As counted last; 0: it could not be.
+    count: Cell64,
+    /// When they may be counted again, in milliseconds after `epoch`.
+    after_ms: Cell64,
+}
+
+impl ListedFiles {
+    fn new() -> ListedFiles {
+        ListedFiles { epoch: rt::now(), count: Cell64::default(), after_ms: Cell64::default() }
+    }
+
+    /// As many as `list` says, now or some time ago. `list` also says how long it took.
+    fn count(&self, now: Instant, list: impl FnOnce() -> (Option<u64>, Duration)) -> Option<u64> {
+        let ms = now.saturating_duration_since(self.epoch).as_millis() as u64;
+        if ms >= self.after_ms.value() {
+            let (count, took) = list();
+            self.count.set(count.unwrap_or(0));
+            let pause = LISTED_EVERY.max(took * LISTED_PAUSE);
+            self.after_ms.set(ms + pause.as_millis() as u64);
+        }
+        Some(self.count.value()).filter(|count| *count > 0)
+    }
 }
 
 impl ProcessCollector {
     pub fn new() -> ProcessCollector {
         let age = || Some(uptime()?.saturating_sub(ProcessStat::read()?.started));
         let now = Duration::from_nanos(rt::unix_nanos());
-        ProcessCollector { started: age().map(|age| now.saturating_sub(age).as_secs_f64()) }
+        let started = age().map(|age| now.saturating_sub(age).as_secs_f64());
+        ProcessCollector { started, listed: ListedFiles::new() }
     }
 }
 
@@ -52,7 +91,12 @@ impl Collector for ProcessCollector {
         let of_stat = |read: fn(&ProcessStat) -> u64| stat.as_ref().map(|stat| read(stat) as f64);
         let limit = |resource| getrlimit(resource).current.map(|limit| limit as f64);
         let gauges = [
-            ("process_open_fds", "Open file descriptors", None, open_files().map(|n| n as f64)),
+            (
+                "process_open_fds",
+                "Open file descriptors",
+                None,
+                open_files(&self.listed).map(|n| n as f64),
+            ),
             ("process_max_fds", "RLIMIT_NOFILE", None, limit(Resource::Nofile)),
             ("process_virtual_memory", "Address space", bytes, of_stat(|stat| stat.address_space)),
             (
@@ -114,11 +158,14 @@ fn uptime() -> Option<Duration> {
     Duration::try_from_secs_f64(text.split(' ').next()?.parse().ok()?).ok()
 }
 
-fn open_files() -> Option<u64> {
+fn open_files(listed: &ListedFiles) -> Option<u64> {
     let directory = Path::new("/proc/self/fd");
-    // Linux 6.2 and later say it there; with thousands of connections listing them takes long.
+    // Linux 6.2 and later say it there.
     match fs::metadata(directory).ok()?.size() {
-        0 => list_files(directory),
+        0 => listed.count(rt::now(), || {
+            let began = rt::now();
+            (list_files(directory), rt::since(began))
+        }),
         count => Some(count),
     }
 }
@@ -160,6 +207,7 @@ mod tests {
         let stat = ProcessStat::read().unwrap();
         assert!(stat.threads > 0 && stat.resident > 1 << 20, "{stat:?}");
         assert!(stat.address_space > stat.resident, "{stat:?}");
+        let open_files = || open_files(&ListedFiles::new());
         let before = (open_files().unwrap(), list_files(Path::new("/proc/self/fd")).unwrap());
         let files: Vec<_> = (0..100).map(|_| fs::File::open("/proc/self/stat").unwrap()).collect();
         let after = (open_files().unwrap(), list_files(Path::new("/proc/self/fd")).unwrap());
@@ -169,6 +217,30 @@ mod tests {
         let started = ProcessCollector::new().started.unwrap();
         let now = Duration::from_nanos(rt::unix_nanos()).as_secs_f64();
         assert!((0.0..3600.0).contains(&(now - started)), "{started} {now}");
+    }
+
+    #[test]
+    fn descriptors_are_not_listed_for_every_scrape() {
+        let listed = ListedFiles::new();
+        let ms = Duration::from_millis;
+        // When, what a listing would find and how long it would take; what is shown.
+        for (at, list, shown) in [
+            (0, Some((Some(7), ms(1))), Some(7)),
+            (9_999, None, Some(7)),
+            (10_000, Some((Some(100_000), ms(300))), Some(100_000)),
+            (20_000, None, Some(100_000)),
+            (39_999, None, Some(100_000)),
+            (40_000, Some((None, ms(0))), None),
+            (49_999, None, None),
+            (50_000, Some((Some(8), ms(0))), Some(8)),
+        ] {
+            let is_listed = std::cell::Cell::new(false);
+            let count = listed.count(listed.epoch + ms(at), || {
+                is_listed.set(true);
+                list.unwrap_or_default()
+            });
+            assert_eq!((is_listed.get(), count), (list.is_some(), shown), "{at}");
+        }
     }
 
     #[test]

@@ -90,15 +90,16 @@ pub(super) fn dead_letters(config: &Config, mode: Mode) -> Vec<Finding> {
 }
 
 /// `SPOOL_DIR`, if set.
-pub(super) fn spool(config: &Config, mode: Mode) -> Vec<Finding> {
+/// `used` is how much of it a running server uses already.
+pub(super) fn spool(config: &Config, mode: Mode, used: u64) -> Vec<Finding> {
     let Some(spool) = &config.spool else { return Vec::new() };
-    let finding = spool_dir(spool, config.cores.len() as u64, mode);
+    let finding = spool_dir(spool, config.cores.len() as u64, mode, used);
     [finding].into_iter().chain(exposed::dir("SPOOL_DIR", &spool.dir)).collect()
 }
 
 /// `SPOOL_DIR` must be writable with direct I/O, should survive a reboot, and should have enough
-/// free space.
-fn spool_dir(spool: &SpoolOptions, cores: u64, mode: Mode) -> Finding {
+/// free space besides what is `used`.
+fn spool_dir(spool: &SpoolOptions, cores: u64, mode: Mode, used: u64) -> Finding {
     let dir = &spool.dir;
     let shown = dir.display();
     let found = look(dir, mode, create_dir);
@@ -118,8 +119,6 @@ fn spool_dir(spool: &SpoolOptions, cores: u64, mode: Mode) -> Finding {
                 "set SPOOL_DIR to a directory on a local disk with ext4, XFS or the like",
             ),
             Ok(()) => {
-                // A running server's segments are part of what it may need.
-                let used = if mode == Mode::Running { bytes_below(dir) } else { 0 };
                 let free = free(existing).map(|free| free.saturating_add(used));
                 let room = judge_spool_room(dir, free, spool.max.saturating_mul(cores));
                 room.unwrap_or_else(|| judge_dir("SPOOL_DIR", dir, &found))
@@ -208,20 +207,6 @@ fn try_direct(dir: &Path, mode: Mode) -> io::Result<()> {
 /// Free bytes that this user may use there.
 fn free(dir: &Path) -> Option<u64> {
     rustix::fs::statvfs(dir).map(|fs| fs.f_bavail.saturating_mul(fs.f_frsize)).ok()
-}
-
-/// Bytes of the files in `dir` and up to two directories below: where a spool has its segments.
-fn bytes_below(dir: &Path) -> u64 {
-    fn sum(dir: &Path, levels: u32) -> u64 {
-        let entries = fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok);
-        let bytes = entries.map(|entry| match entry.metadata() {
-            Ok(about) if about.is_dir() && levels > 0 => sum(&entry.path(), levels - 1),
-            Ok(about) if about.is_file() => about.len(),
-            _ => 0,
-        });
-        bytes.sum()
-    }
-    sum(dir, 2)
 }
 
 fn judge_dir(name: &'static str, dir: &Path, outcome: &io::Result<UsableDir>) -> Finding {
@@ -398,10 +383,10 @@ mod tests {
         let config =
             Config::from_settings(&[("SPOOL_DIR", &path), ("SPOOL_MAX", "128MiB")]).unwrap();
         let options = config.spool.unwrap();
-        let judged = spool_dir(&options, 1, Mode::Check);
+        let judged = spool_dir(&options, 1, Mode::Check, 0);
         assert_ne!(judged.level, Level::Fail, "{}", judged.detail);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
-        let finding = spool_dir(&options, 1, Mode::Start);
+        let finding = spool_dir(&options, 1, Mode::Start, 0);
         assert_ne!(finding.level, Level::Fail, "{}", finding.detail);
         assert_eq!(fs::read_dir(dir.path().join("spool")).unwrap().count(), 0);
         let shm = Path::new("/dev/shm");
@@ -409,7 +394,7 @@ mod tests {
             let memory = tempfile::tempdir_in(shm).unwrap();
             let spool = SpoolOptions { dir: memory.path().join("s"), ..options };
             for mode in MODES {
-                assert!(spool_dir(&spool, 1, mode).detail.contains("in memory"));
+                assert!(spool_dir(&spool, 1, mode, 0).detail.contains("in memory"));
             }
         }
     }

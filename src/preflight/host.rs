@@ -16,22 +16,18 @@ use crate::net;
 
 pub(super) fn findings(config: &Config, wanted: &Limits) -> Vec<Finding> {
     let cores = config.cores.len();
-    let release = rustix::system::uname().release().to_string_lossy().into_owned();
     let memlock = raise(Resource::Memlock, wanted.memlock_bytes);
     raise(Resource::Nofile, wanted.files);
     let files = DescriptorLimit::read();
     let limits = &wanted.clone().for_descriptors(files.most, cores);
     let disabled = fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
-    let ram = rustix::system::sysinfo();
-    let ram_bytes = ram.totalram.saturating_mul(ram.mem_unit.into());
-    let memory_max = cgroup_least("memory", "memory.max", |text| text.trim().parse::<u64>().ok());
     let mut findings = rlimits::findings(limits);
     findings.extend([
-        judge_kernel(&release, config.placement),
+        judge_kernel(&release(), config.placement),
         judge_memlock(memlock, limits.memlock_bytes, limits.memlock_least),
         judge_files(&files, wanted, limits.connections),
-        judge_cores(&config.cores, cgroup_least("cpu", "cpu.max", parse_cpu_max)),
-        judge_memory(memory_max.unwrap_or(u64::MAX).min(ram_bytes), limits, cores),
+        judge_cores(&config.cores, cgroup_least("self", "cpu", "cpu.max", parse_cpu_max)),
+        judge_memory(memory_of("self"), limits, cores),
     ]);
     // Without address space or descriptors these checks would fail too, with misleading reasons.
     if !super::failed(&findings) {
@@ -41,6 +37,103 @@ pub(super) fn findings(config: &Config, wanted: &Limits) -> Vec<Finding> {
         findings.extend(threads::findings(&config.cores, limits));
     }
     findings
+}
+
+/// The same of the server that runs as process `pid`: its limits and its control group. What it has
+/// done at its start, it may do.
+pub(super) fn of_process(config: &Config, wanted: &Limits, pid: u32) -> Vec<Finding> {
+    let found = match ProcessLimits::read(pid) {
+        Ok(found) => found,
+        Err(error) => {
+            return vec![kernel(config), unknown_limits(&format!("process {pid}: {error}"))];
+        }
+    };
+    // What the host has left, the server holds part of already.
+    let files = DescriptorLimit::least(found.open_files, proc_number(NR_OPEN), None);
+    let cores = config.cores.len();
+    let limits = &wanted.clone().for_descriptors(files.most, cores);
+    let own = pid.to_string();
+    let mut findings = rlimits::of_process(&found, pid, limits);
+    findings.extend([
+        kernel(config),
+        judge_memlock(found.locked_memory, limits.memlock_bytes, limits.memlock_least),
+        judge_files(&files, wanted, limits.connections),
+        judge_cores(&config.cores, cgroup_least(&own, "cpu", "cpu.max", parse_cpu_max)),
+        judge_memory(memory_of(&own), limits, cores),
+        Finding::ok("io_uring", format!("in use by process {pid}")),
+        Finding::ok("threads", format!("those of process {pid} run")),
+    ]);
+    findings
+}
+
+/// What is known beside a server that this user may not look at.
+pub(super) fn of_hidden(config: &Config, uid: u32) -> Vec<Finding> {
+    vec![kernel(config), unknown_limits(&format!("it is a process of user {uid}"))]
+}
+
+fn unknown_limits(why: &str) -> Finding {
+    Finding::warn(
+        "limits",
+        format!("the running server's limits and control group cannot be read ({why})"),
+        "check as root or as the server's user, in its PID namespace",
+    )
+}
+
+fn kernel(config: &Config) -> Finding {
+    judge_kernel(&release(), config.placement)
+}
+
+fn release() -> String {
+    rustix::system::uname().release().to_string_lossy().into_owned()
+}
+
+/// Bytes of memory that the process may have.
+fn memory_of(process: &str) -> u64 {
+    let ram = rustix::system::sysinfo();
+    let ram_bytes = ram.totalram.saturating_mul(ram.mem_unit.into());
+    let limit = |text: &str| text.trim().parse::<u64>().ok();
+    cgroup_least(process, "memory", "memory.max", limit).unwrap_or(u64::MAX).min(ram_bytes)
+}
+
+/// The limits in force of a process, `None`: unlimited.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct ProcessLimits {
+    pub(super) open_files: Option<u64>,
+    pub(super) locked_memory: Option<u64>,
+    pub(super) address_space: Option<u64>,
+    pub(super) data: Option<u64>,
+    pub(super) file_size: Option<u64>,
+    /// In seconds.
+    pub(super) cpu_time: Option<u64>,
+    /// In microseconds.
+    pub(super) real_time: Option<u64>,
+}
+
+impl ProcessLimits {
+    fn read(pid: u32) -> io::Result<ProcessLimits> {
+        ProcessLimits::parse(&fs::read_to_string(format!("/proc/{pid}/limits"))?)
+    }
+
+    /// proc_pid_limits(5): name, soft limit, hard limit, unit.
+    fn parse(text: &str) -> io::Result<ProcessLimits> {
+        let soft = |name: &str| {
+            let row = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+            match row.and_then(|row| row.split_ascii_whitespace().next()) {
+                Some("unlimited") => Ok(None),
+                Some(number) if number.parse::<u64>().is_ok() => Ok(number.parse().ok()),
+                _ => Err(io::Error::other(format!("its limits do not say \"{name}\""))),
+            }
+        };
+        Ok(ProcessLimits {
+            open_files: soft("Max open files")?,
+            locked_memory: soft("Max locked memory")?,
+            address_space: soft("Max address space")?,
+            data: soft("Max data size")?,
+            file_size: soft("Max file size")?,
+            cpu_time: soft("Max cpu time")?,
+            real_time: soft("Max realtime timeout")?,
+        })
+    }
 }
 
 /// The oldest kernel with everything that [`crate::net`] needs of io_uring; glommio alone would run
@@ -299,14 +392,15 @@ fn judge_memory(available: u64, limits: &Limits, cores: usize) -> Finding {
     )
 }
 
-/// The lowest value of `file` in this process's cgroup and its ancestors: of version 2, or of
-/// version 1 if `controller` is mounted that way; else `None`.
+/// The lowest value of `file` in the cgroup of `process` (`self`, or its number) and its ancestors:
+/// of version 2, or of version 1 if `controller` is mounted that way; else `None`.
 pub(super) fn cgroup_least<T: PartialOrd>(
+    process: &str,
     controller: &str,
     file: &str,
     parse: impl Fn(&str) -> Option<T>,
 ) -> Option<T> {
-    let own = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let own = fs::read_to_string(format!("/proc/{process}/cgroup")).ok()?;
     let groups = own.lines().filter_map(|line| {
         let (_, line) = line.split_once(':')?;
         let (controllers, group) = line.split_once(":/")?;
@@ -338,6 +432,64 @@ fn parse_cpu_max(text: &str) -> Option<f64> {
 mod tests {
     use super::super::{Level, expect};
     use super::*;
+
+    #[test]
+    fn the_limits_of_a_process_are_read() {
+        let text = "\
+Limit                     Soft Limit           Hard Limit           Units     
+Max cpu time              unlimited            unlimited            seconds   
+Max file size             1048576              unlimited            bytes     
+Max data size             unlimited            unlimited            bytes     
+Max stack size            8388608              unlimited            bytes     
+Max locked memory         8388608              8388608              bytes     
+Max open files            1024                 524288               files     
+Max address space         unlimited            unlimited            bytes     
+Max realtime timeout      200000               unlimited            us        
+";
+        let expected = ProcessLimits {
+            open_files: Some(1024),
+            locked_memory: Some(8 << 20),
+            file_size: Some(1 << 20),
+            real_time: Some(200_000),
+            ..ProcessLimits::default()
+        };
+        assert_eq!(ProcessLimits::parse(text).unwrap(), expected);
+        assert!(ProcessLimits::parse("").unwrap_err().to_string().contains("Max"));
+        let own = ProcessLimits::read(std::process::id()).unwrap();
+        assert_eq!(own.open_files, getrlimit(Resource::Nofile).current);
+        assert_eq!(own.locked_memory, getrlimit(Resource::Memlock).current);
+    }
+
+    /// What this process may open says nothing about another one.
+    #[test]
+    fn a_running_server_is_judged_by_its_own_limits() {
+        let config = Config::from_settings(&[("CORES", "0")]).unwrap();
+        let wanted = Limits::new(&config);
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", "ulimit -n 64; ulimit -l 64; ulimit -v 1000000; exec sleep 60"])
+            .spawn()
+            .unwrap();
+        let judged = || of_process(&config, &wanted, child.id());
+        let is_limited = |findings: &[Finding]| {
+            findings.iter().any(|f| f.name == "open files" && f.detail.starts_with("64 allowed"))
+        };
+        let mut found = judged();
+        while !is_limited(&found) || !found.iter().any(|f| f.detail.contains("RLIMIT_AS")) {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+            found = judged();
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let failing = |name: &str| {
+            found.iter().any(|finding| finding.name == name && finding.level == Level::Fail)
+        };
+        for name in ["open files", "locked memory", "address space"] {
+            assert!(failing(name), "{name}: {found:#?}");
+        }
+        // It has ended.
+        let gone = of_process(&config, &wanted, child.id());
+        assert!(gone.iter().any(|f| f.name == "limits" && f.level == Level::Warn), "{gone:#?}");
+    }
 
     fn limits() -> Limits {
         let mut config = Config::from_settings(&[]).unwrap();

@@ -3,6 +3,7 @@
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 
+use super::running::RunningServer;
 use super::{Finding, Mode, exposed, running};
 use crate::config::{
     AdminTokenSource, Config, Effective, ListenAddress, Networks, SettingValue, StoreUrl,
@@ -14,33 +15,43 @@ use crate::queue::job::Stamp;
 
 /// `LISTEN` and `ADMIN_LISTEN`. At a start an address in use is not a failure, because its listener
 /// may be about to exit; beside a running server it should be in use, by that server.
-pub(super) fn addresses(config: &Config, mode: Mode) -> Vec<Finding> {
+/// `server` is that server.
+pub(super) fn addresses(config: &Config, mode: Mode, server: RunningServer) -> Vec<Finding> {
     let listen = config.listen.iter().map(|listen| ("LISTEN", listen.address, listen.only_v6));
     let admin = config.admin_listen.map(|address| ("ADMIN_LISTEN", address, false));
-    let judge = |(name, address, only_v6): (_, SocketAddr, _)| match try_bind(address, only_v6) {
-        Err(error) if error.kind() == ErrorKind::AddrInUse => match mode {
-            Mode::Start => {
-                Finding::ok(name, format!("{address} is taken; the start retries for BIND_WAIT"))
-            }
-            Mode::Starting => Finding::warn(
-                name,
-                format!("{address} is taken by another listener; the start retries for BIND_WAIT"),
-                format!(
-                    "nothing, if a server is ending; else ss -ltnp 'sport = :{}'",
-                    address.port()
-                ),
-            ),
-            Mode::Check => judge_bind(name, address, Err(error)),
-            Mode::Running => {
-                let conflict = judge_bind(name, address, Err(error));
-                running::judge_holder(name, address, running::holder(address), conflict)
-            }
-        },
-        // Port 0 stands for another one at each start.
-        Ok(()) if mode == Mode::Running && address.port() != 0 => {
-            running::nobody_listens(name, address)
+    let judge = |(name, address, only_v6): (_, SocketAddr, _)| {
+        // Port 0 stands for another one at each start. A port that the server holds says nothing
+        // about what this user may bind.
+        if mode == Mode::Running
+            && address.port() != 0
+            && let Some(holder) = running::holder(address)
+        {
+            let conflict = judge_bind(name, address, Err(ErrorKind::AddrInUse.into()));
+            return running::judge_holder(name, address, holder, server, conflict);
         }
-        outcome => judge_bind(name, address, outcome),
+        match try_bind(address, only_v6) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse => match mode {
+                Mode::Start => Finding::ok(
+                    name,
+                    format!("{address} is taken; the start retries for BIND_WAIT"),
+                ),
+                Mode::Starting => Finding::warn(
+                    name,
+                    format!(
+                        "{address} is taken by another listener; the start retries for BIND_WAIT"
+                    ),
+                    format!(
+                        "nothing, if a server is ending; else ss -ltnp 'sport = :{}'",
+                        address.port()
+                    ),
+                ),
+                Mode::Check | Mode::Running => judge_bind(name, address, Err(error)),
+            },
+            outcome if mode == Mode::Running && address.port() != 0 && is_free(&outcome) => {
+                running::nobody_listens(name, address)
+            }
+            outcome => judge_bind(name, address, outcome),
+        }
     };
     listen.chain(admin).map(judge).collect()
 }
@@ -48,6 +59,14 @@ pub(super) fn addresses(config: &Config, mode: Mode) -> Vec<Finding> {
 /// Why the server cannot listen on the address of the setting `name`, and what to do.
 pub(super) fn bind_refusal(name: &'static str, address: SocketAddr, error: io::Error) -> Finding {
     judge_bind(name, address, Err(error))
+}
+
+/// Whether nobody has the port, as far as a bind by this user tells.
+fn is_free(outcome: &io::Result<()>) -> bool {
+    match outcome {
+        Ok(()) => true,
+        Err(error) => error.kind() == ErrorKind::PermissionDenied,
+    }
 }
 
 /// Binds without SO_REUSEPORT: with it, a second server of the same user would share the port
@@ -182,6 +201,22 @@ pub(super) fn admin_token(config: &Config) -> Vec<Finding> {
     [finding].into_iter().chain(exposed::secret_file("ADMIN_TOKEN_FILE", path)).collect()
 }
 
+/// `TAP=on` where nobody, or everybody of this host, can see the samples.
+pub(super) fn tap(config: &Config) -> Option<Finding> {
+    if !config.tap || config.admin_token.is_some() && config.admin_listen.is_some() {
+        return None;
+    }
+    let token = "set ADMIN_TOKEN_FILE (openssl rand -hex 32 makes a token)";
+    let (detail, remedy) = match config.admin_listen {
+        None => ("ADMIN_LISTEN is off: nobody can see samples".to_owned(), "set ADMIN_LISTEN"),
+        Some(address) if address.ip().to_canonical().is_loopback() => {
+            ("no ADMIN_TOKEN: every user of this host can read payloads".to_owned(), token)
+        }
+        Some(address) => (format!("no ADMIN_TOKEN: {address} does not serve /tap without"), token),
+    };
+    Some(Finding::warn("TAP", detail, format!("{remedy}, or TAP=off")))
+}
+
 /// An example of an object's full name.
 pub(super) fn example_key(config: &Config) -> Finding {
     let example = config.example_key(Stamp::unix_nanos_now());
@@ -235,7 +270,8 @@ mod tests {
         for (mode, level) in
             [(Mode::Start, Level::Ok), (Mode::Check, Level::Fail), (Mode::Starting, Level::Warn)]
         {
-            assert_eq!(addresses(&config, mode)[0].level, level, "{mode:?}");
+            let found = addresses(&config, mode, RunningServer::Absent);
+            assert_eq!(found[0].level, level, "{mode:?}");
         }
         drop(listener);
         assert_eq!(judge_bind("LISTEN", address, try_bind(address, false)).level, Level::Ok);
@@ -254,6 +290,36 @@ mod tests {
         // 192.0.2.0/24 is set aside for documentation: no host has it.
         let error = try_bind("192.0.2.1:80".parse().unwrap(), false).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::AddrNotAvailable);
+    }
+
+    #[test]
+    fn a_tap_that_nobody_or_anybody_reads_is_a_warning() {
+        let token = ("ADMIN_TOKEN", "0123456789abcdef");
+        for (settings, said) in [
+            (&[][..], None),
+            (&[("TAP", "on"), token], None),
+            (&[("TAP", "on")], Some("every user of this host")),
+            (&[("TAP", "on"), ("ADMIN_LISTEN", "0.0.0.0:9090")], Some("0.0.0.0:9090 does not")),
+            (&[("TAP", "on"), ("ADMIN_LISTEN", "off")], Some("ADMIN_LISTEN is off")),
+            (&[("TAP", "on"), ("ADMIN_LISTEN", "off"), token], Some("ADMIN_LISTEN is off")),
+        ] {
+            let found = tap(&Config::from_settings(settings).unwrap());
+            assert_eq!(found.is_some(), said.is_some(), "{settings:?}");
+            if let (Some(found), Some(said)) = (found, said) {
+                assert!(found.level == Level::Warn && found.detail.contains(said), "{found:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_port_that_this_user_may_not_bind_is_free_beside_a_server() {
+        for (kind, is_it) in [
+            (ErrorKind::PermissionDenied, true),
+            (ErrorKind::AddrInUse, false),
+            (ErrorKind::AddrNotAvailable, false),
+        ] {
+            assert_eq!(is_free(&Err(kind.into())), is_it, "{kind:?}");
+        }
     }
 
     #[test]

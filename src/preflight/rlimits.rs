@@ -14,7 +14,7 @@ use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use rustix::process::{Resource, getrlimit};
 
 use super::Finding;
-use super::host::raise_fully;
+use super::host::{ProcessLimits, raise_fully};
 use crate::limits::Limits;
 
 pub(super) fn findings(limits: &Limits) -> Vec<Finding> {
@@ -29,7 +29,21 @@ pub(super) fn findings(limits: &Limits) -> Vec<Finding> {
         judge_space(space, room, limits.address_space_bytes),
         judge_file_size(raise_fully(Resource::Fsize), limits.file_bytes),
         judge_cpu_time(raise_fully(Resource::Cpu)),
-        judge_real_time(raise_fully(Resource::Rttime), is_real_time()),
+        judge_real_time(raise_fully(Resource::Rttime), is_real_time(0)),
+    ]
+}
+
+/// The same of a process whose limits were `found`.
+pub(super) fn of_process(found: &ProcessLimits, pid: u32, limits: &Limits) -> Vec<Finding> {
+    let space = [("RLIMIT_AS", found.address_space), ("RLIMIT_DATA", found.data)];
+    let least = space.iter().filter_map(|(_, limit)| *limit).min();
+    let has_room = least.is_none_or(|least| least >= limits.address_space_bytes);
+    let room = if has_room { Ok(()) } else { Err(io::ErrorKind::OutOfMemory.into()) };
+    vec![
+        judge_space(space, room, limits.address_space_bytes),
+        judge_file_size(found.file_size, limits.file_bytes),
+        judge_cpu_time(found.cpu_time),
+        judge_real_time(found.real_time, is_real_time(pid as libc::pid_t)),
     ]
 }
 
@@ -130,10 +144,11 @@ fn judge_real_time(limit: Option<u64>, is_real_time: bool) -> Finding {
     }
 }
 
+/// Of the thread with this number, 0 for the calling one.
 #[expect(unsafe_code, reason = "no library has this call")]
-fn is_real_time() -> bool {
-    // SAFETY: takes a number, 0 for the calling thread, and accesses no memory of this process.
-    let policy = unsafe { libc::sched_getscheduler(0) } & !libc::SCHED_RESET_ON_FORK;
+fn is_real_time(thread: libc::pid_t) -> bool {
+    // SAFETY: takes a number and accesses no memory of this process.
+    let policy = unsafe { libc::sched_getscheduler(thread) } & !libc::SCHED_RESET_ON_FORK;
     matches!(policy, libc::SCHED_FIFO | libc::SCHED_RR | libc::SCHED_DEADLINE)
 }
 
@@ -181,6 +196,6 @@ mod tests {
         expect(judge_real_time(None, true), Level::Ok, &[]);
         expect(judge_real_time(Some(200_000), false), Level::Ok, &["200000"]);
         expect(judge_real_time(Some(200_000), true), Level::Fail, &["RLIMIT_RTTIME", "infinity"]);
-        assert!(!is_real_time());
+        assert!(!is_real_time(0));
     }
 }

@@ -81,7 +81,7 @@ impl Bounds {
             user: user.as_raw(),
             // It does not apply to root.
             nproc: getrlimit(Resource::Nproc).current.filter(|_| !user.is_root()),
-            pids_max: cgroup_least("pids", "pids.max", |text| text.trim().parse().ok()),
+            pids_max: cgroup_least("self", "pids", "pids.max", |text| text.trim().parse().ok()),
             threads_max: proc_number("/proc/sys/kernel/threads-max"),
             space: space_limits(),
         }

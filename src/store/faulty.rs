@@ -8,7 +8,8 @@ use crate::rt::sleep;
 use super::{Class, Object, Progress, PutError, Store, Summing};
 use crate::config::{FaultPlan, Poison};
 
-/// How long `core_stuck` blocks a core: long enough to inspect the server meanwhile.
+/// How long `core_stuck` blocks a core unless `stuck_for` says otherwise: long enough to inspect the
+/// server meanwhile.
 pub const STUCK_FOR: Duration = Duration::from_secs(6);
 /// The word that `poison` searches payloads for.
 const POISON: &[u8] = b"poison";
@@ -102,7 +103,7 @@ impl Faulty {
                 clippy::disallowed_methods,
                 reason = "blocking the core is what is asked for"
             )]
-            std::thread::sleep(STUCK_FOR);
+            std::thread::sleep(self.plan.stuck_for.unwrap_or(STUCK_FOR));
         }
     }
 }

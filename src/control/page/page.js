@@ -74,6 +74,7 @@ const page = {
   failure: '', // of the newest attempt
   interval: INTERVAL,
   paused: false,
+  timer: null, // of the next scrape; null while one is asked for
   restarts: 0,
   coreAges: new Map(), // what /peers says: milliseconds since a core published
   settings: null,
@@ -105,9 +106,11 @@ const reasonOf = (error) => {
   return error instanceof TypeError ? 'the server cannot be reached' : error.message;
 };
 
+// Nothing is asked for a tab that nobody sees.
 async function poll() {
   const asked = performance.now();
-  if (!page.paused) {
+  page.timer = null;
+  if (!page.paused && !document.hidden) {
     try {
       const [metrics, ready] = await Promise.all([ask('/metrics'), ask('/readyz', { also: [503] })]);
       take(parse(metrics.text), metrics.date, performance.now());
@@ -120,7 +123,7 @@ async function poll() {
     }
     refresh();
   }
-  setTimeout(poll, Math.max(200, page.interval - (performance.now() - asked)));
+  page.timer = setTimeout(poll, Math.max(200, page.interval - (performance.now() - asked)));
 }
 
 // Takes a scrape that came at `now`.
@@ -329,7 +332,8 @@ function showFreshness() {
   trouble.hidden = why === '';
   say(trouble, why);
   const title = { live: $('ready').textContent, late: 'late', stale: 'STALE', none: 'no answer' }[fresh.state];
-  document.title = `${page.paused ? 'paused' : title} · millrace ${location.host}`;
+  const unseen = document.hidden ? 'not looked at' : title;
+  document.title = `${page.paused ? 'paused' : unseen} · millrace ${location.host}`;
 }
 
 function refresh() {
@@ -457,6 +461,11 @@ new ResizeObserver(() => {
 matchMedia('(prefers-color-scheme: dark)').addEventListener('change', redrawCharts);
 
 say($('who'), location.host);
+document.addEventListener('visibilitychange', () => {
+  if (document.hidden || page.timer === null) return;
+  clearTimeout(page.timer);
+  poll();
+});
 setInterval(showFreshness, 500);
 poll();
 askSettings();

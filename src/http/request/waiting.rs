@@ -7,7 +7,7 @@ use futures_lite::FutureExt;
 
 use super::{
     Admitted, Awaited, Intake, NoRoom, Tried, TriedSmall, Wanted, charge, is_multipart,
-    judge_envelope, no_collection, token_name, try_small,
+    judge_envelope, log_refused, no_collection, token_name, try_small,
 };
 use crate::budget::ChargedBytes;
 use crate::coding::Coding;
@@ -231,7 +231,8 @@ async fn admit_tried(
 /// Waits up to `ENQUEUE_WAIT` for room, and takes it.
 async fn wait_for_room(intake: &Intake, waiting: NoRoom, ack: Ack) -> Result<Admitted, Answer> {
     let NoRoom { need, body, marked, facts, counted } = waiting;
-    let permit = intake.admission.admit(need, intake.config.enqueue_wait).await?;
+    let permit = intake.admission.admit(need, intake.config.enqueue_wait).await;
+    let permit = permit.inspect_err(|why| log_refused(&facts.values, need.slots, why))?;
     let spans = match marked {
         None => wrapped_spans(body.as_slice(), need.slots),
         Some(marked) => parse::marked_spans(body.as_slice(), marked),
@@ -288,6 +289,12 @@ pub(in crate::http) async fn wait(intake: &Intake, admitted: Admitted, ack: Ack)
         Awaited::Store(outcome) => {
             ack::wait_until_stored(&outcome, limit, &intake.stop, intake.cells).await
         }
-        Awaited::Disk(ticket) => ack::wait_until_spooled(&ticket, count, limit, &intake.stop).await,
+        Awaited::Disk(ticket, untold) => {
+            let answer = ack::wait_until_spooled(&ticket, count, limit, &intake.stop).await;
+            if let Some(untold) = untold {
+                untold.tell(intake, &answer);
+            }
+            answer
+        }
     }
 }

@@ -29,7 +29,7 @@ use arc_swap::ArcSwap;
 use rustix::fs::{FlockOperation, flock};
 
 use crate::config::QUARANTINE;
-use crate::deadletter::create_dir;
+use crate::deadletter::{create_dir, give_to_owner_of_directory};
 use crate::rt;
 use crate::spool::batches::ledger::{is_journal, journals_of};
 use crate::spool::disk::DiskThread;
@@ -379,7 +379,14 @@ pub fn try_lock(instance: &Path) -> io::Result<Option<File>> {
 #[expect(clippy::disallowed_methods, reason = "see the module")]
 fn open_lock(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
-    match options.write(true).create(true).truncate(false).mode(0o600).open(path) {
+    options.write(true);
+    // A command of root must not keep the server, another user, from its lock.
+    match create_private(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {}
+        made => return made,
+    }
+    match options.open(path) {
         // Its contents can still be read, for example if a failed disk is mounted read-only.
         Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => File::open(path),
         opened => opened,
@@ -430,9 +437,11 @@ fn remove_empty_core(core_dir: &Path) -> bool {
     fs::remove_dir(core_dir).is_ok()
 }
 
-/// Creates a file that only its owner can read.
+/// Creates a file that only its owner can read. One that root makes is the directory's owner's.
 pub(in crate::spool) fn create_private(path: &Path) -> io::Result<File> {
-    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    give_to_owner_of_directory(&file, path)?;
+    Ok(file)
 }
 
 /// Makes creations and renames in `directory` durable.

@@ -56,6 +56,10 @@ fn a_bundle_has_everything_about_a_running_server() {
         ("versions.txt", "C library glibc 2."),
         ("settings.txt", "STORE=\"null:\" (environment variable MILLRACE_STORE)"),
         ("settings.txt", "MAX_WORKERS=\"32\" (default)"),
+        ("settings.txt", "LISTEN=\"127.0.0.1:0\" (environment variable MILLRACE_LISTEN)"),
+        ("command-settings.txt", &format!("LISTEN={listen:?} (environment variable")),
+        ("README.txt", "/metrics of the server, asked at 2"),
+        ("README.txt", "which differ from the server's: LISTEN, ADMIN_LISTEN\n"),
         ("limits.txt", "queue_slots: 10000"),
         ("check.json", "is held by the running server, process"),
         ("metrics-0.txt", "millrace_payloads_accepted_total"),
@@ -71,6 +75,15 @@ fn a_bundle_has_everything_about_a_running_server() {
         assert!(text.contains(part), "{part} in {name}: {text}");
     }
     assert!(!files["README.txt"].contains("not here"), "{}", files["README.txt"]);
+    // The first and the last scrape are a second apart, whatever else is collected.
+    let asked = |name: &str| {
+        let row = files["README.txt"].lines().find(|row| row.starts_with(name)).unwrap();
+        let (_, time) = row.split_once("asked at ").unwrap();
+        humantime::parse_rfc3339(time.split_once(',').unwrap().0).unwrap()
+    };
+    let apart = asked("metrics-2").duration_since(asked("metrics-0")).unwrap();
+    assert!(apart >= std::time::Duration::from_millis(999), "{apart:?}");
+    assert!(asked("settings.txt") < asked("metrics-0"), "{}", files["README.txt"]);
     // What is there is never replaced.
     let again = bundle(&server, &["-o", "b.tar"], &addresses);
     assert_eq!(again.status.code(), Some(2), "{}", said(&again));
@@ -92,7 +105,12 @@ fn what_cannot_be_had_is_named_and_the_rest_is_there() {
     let args = ["debug", "bundle", "--seconds", "0", "-o", "b.tar"];
     let output = run(dir.path(), &args, &ports);
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
-    for missing in ["/proc of the server", "metrics-0.txt: /metrics: ", "logs.txt: /logs: "] {
+    for missing in [
+        "/proc of the server",
+        "settings.txt: /settings: ",
+        "metrics-0.txt: /metrics: ",
+        "logs.txt: /logs: ",
+    ] {
         assert!(
             said(&output).contains(&format!("not in the bundle: {missing}")),
             "{}",

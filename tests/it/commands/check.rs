@@ -6,10 +6,12 @@ use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 
 use serde_json::Value;
 
+use crate::support::needs::{Need, skip};
 use crate::support::s3::{ACCESS_KEY, BUCKET, Fault, S3Server, SECRET_KEY};
 use crate::support::{Server, command, run};
 
@@ -381,6 +383,54 @@ fn warnings_are_denied_by_status_alone() {
     let (status, denied) = say(dir.path(), &["check", "--deny-warnings"], &null);
     assert_eq!(status, Some(1), "{denied}");
     assert!(denied.contains("warn  STORE"), "{denied}");
+}
+
+/// The command's user and limits are not the server's.
+#[test]
+fn beside_a_running_server_what_this_user_may_not_do_is_no_failure() {
+    use std::os::unix::process::CommandExt as _;
+    const NOBODY: u32 = 65_534;
+    let binary = Path::new(env!("CARGO_BIN_EXE_millrace"));
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    let others = Command::new(binary).arg("--version").uid(NOBODY).gid(NOBODY).output();
+    if !rustix::process::getuid().is_root() || !others.is_ok_and(|said| said.status.success()) {
+        skip(Need::Root, "not root, or the binary lies where others cannot read");
+        return;
+    }
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let bound = (600..1024).find_map(|port| TcpListener::bind(("127.0.0.1", port)).ok());
+    let listen = bound.unwrap().local_addr().unwrap().to_string();
+    let settings = [("LISTEN", listen.as_str()), ("SPOOL_DIR", "spool"), ("NODE_ID", "n1")];
+    let server = Server::start_in(dir, &settings);
+    let admin = server.admin.to_string();
+    let changed = [&settings[..], &[("ADMIN_LISTEN", admin.as_str())]].concat();
+    let check = |prefix: &[&str], user: u32| {
+        let mut command = server.command_beside(&["check", "--running", "--json"], &changed);
+        crate::support::wrap(&mut command, prefix);
+        let output = command.uid(user).gid(user).output().unwrap();
+        let report: Value = serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|error| panic!("{error}: {output:?}"));
+        (output.status.code(), report)
+    };
+    let (status, report) = check(&[], NOBODY);
+    assert_eq!(status, Some(0), "{report:#}");
+    for (name, said) in [
+        ("LISTEN", "is in use by a process of user 0"),
+        ("limits", "the running server's limits"),
+        ("SPOOL_DIR", "for this user; the server runs as user 0"),
+    ] {
+        let row = named(&report, name)[0];
+        assert_eq!(row["level"], "warn", "{report:#}");
+        assert!(row["detail"].as_str().unwrap().contains(said), "{row}");
+    }
+    assert!(named(&report, "open files").is_empty(), "{report:#}");
+    // A shell with a few descriptors says nothing of the server, which has many.
+    let (status, report) = check(&["sh", "-c", "ulimit -n 64; exec \"$@\"", "sh"], 0);
+    assert_eq!(status, Some(0), "{report:#}");
+    let row = named(&report, "open files")[0];
+    assert!(row["level"] != "fail" && !row["detail"].as_str().unwrap().starts_with("64"), "{row}");
+    assert!(named(&report, "io_uring")[0]["detail"].as_str().unwrap().contains("in use"));
+    assert_eq!(server.stop().status, 0);
 }
 
 #[test]

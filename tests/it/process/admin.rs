@@ -36,12 +36,14 @@ fn sample(line: &str) -> Sample<'_> {
 }
 
 /// Series without a core.
-const OF_THE_PROCESS: [&str; 32] = [
+const OF_THE_PROCESS: [&str; 34] = [
     "millrace_build_info",
     "millrace_dead_letters",
     "millrace_dead_letters_failing",
     "millrace_dead_letter_directory_bytes_limit",
+    "millrace_dead_letters_uncounted_bytes",
     "millrace_disk_free_bytes",
+    "millrace_disk_silent_seconds",
     "millrace_disk_size_bytes",
     "millrace_tokens_limit",
     "millrace_request_bytes_limit",
@@ -361,6 +363,31 @@ fn a_stuck_core_does_not_keep_the_admin_pages_from_answering() {
 }
 
 #[test]
+fn a_core_that_does_not_run_is_seen_and_seen_to_run_again() {
+    let server = Server::start(&[
+        ("FAULTS", "core_stuck=1,stuck_for=9s"),
+        ("INGEST_HEALTH", "on"),
+        ("STORE", "null:"),
+    ]);
+    assert_eq!(server.wait_ready(200), "ready\n");
+    let mut client = server.connect();
+    client.send(request(br#"{"data":[1]}"#, ""));
+    wait_for("the core to be stuck", || server.logged("this core is stuck"));
+    let said = server.wait_ready(503);
+    for part in ["core 0 has not run for ", "`millrace debug bundle`, then restart the server"] {
+        assert!(said.contains(part), "{part} in {said}");
+    }
+    assert!(server.metrics().sum("millrace_core_silent_seconds") >= 5);
+    assert!(server.logged("a core has not run for 5s"));
+    assert_eq!(client.reply().status, 200);
+    assert_eq!(server.wait_ready(200), "ready\n");
+    server.wait("it runs", |metrics| metrics.sum("millrace_core_silent_seconds") == 0);
+    server.wait_logged("a core runs again after");
+    drop(client);
+    assert_eq!(server.stop().status, 0);
+}
+
+#[test]
 fn ready_says_no_while_draining_and_health_says_yes() {
     let server = Server::start(&[("DRAIN_TIMEOUT", "20s")]);
     let held = server.connect();
@@ -372,6 +399,78 @@ fn ready_says_no_while_draining_and_health_says_yes() {
     check_open_metrics(&scrape(&server, OPEN_METRICS).body);
     drop(held);
     assert_eq!(server.wait_stopped().status, 0);
+}
+
+/// Whatever is asked and whoever asks: no browser may take an answer for what it is not.
+#[test]
+fn every_answer_says_that_its_type_is_not_to_be_guessed() {
+    const TOKEN: &str = "0123456789abcdef";
+    let bearer = format!("authorization: Bearer {TOKEN}\r\n");
+    let paths = [
+        "/",
+        "/metrics",
+        "/healthz",
+        "/readyz",
+        "/peers",
+        "/settings",
+        "/logs",
+        "/tap",
+        "/nothing",
+        "/peers?by=nothing",
+        "/peers?top=x",
+        "/tap?rate=0",
+        "/favicon.ico",
+        "//",
+    ];
+    for settings in [&[("TAP", "on")][..], &[], &[("TAP", "on"), ("ADMIN_TOKEN", TOKEN)]] {
+        let server = Server::start(settings);
+        let mut statuses = BTreeSet::new();
+        for (method, path) in ["GET", "HEAD", "POST", "OPTIONS"]
+            .into_iter()
+            .flat_map(|method| paths.iter().map(move |path| (method, *path)))
+        {
+            for headers in ["", bearer.as_str(), "authorization: Bearer wrong-wrong-wrong\r\n"] {
+                let mut client = Client::connect(server.admin);
+                let host = if headers.is_empty() { "host.example" } else { "localhost" };
+                client.send(format!("{method} {path} HTTP/1.1\r\nhost: {host}\r\n{headers}\r\n"));
+                // The head alone: /tap has no end.
+                let mut head = Vec::new();
+                let mut byte = [0];
+                while !head.ends_with(b"\r\n\r\n") && client.stream.read(&mut byte).unwrap() == 1 {
+                    head.push(byte[0]);
+                }
+                let head = String::from_utf8(head).unwrap().to_ascii_lowercase();
+                let case = format!("{method} {path} {headers}: {head}");
+                assert!(head.contains("\r\nx-content-type-options: nosniff\r\n"), "{case}");
+                assert!(head.contains("\r\ncontent-type: "), "{case}");
+                statuses.insert(head[9..12].to_owned());
+            }
+        }
+        let expected: &[&str] = match settings.len() {
+            2 => &["200", "400", "401", "404", "405"],
+            1 => &["200", "400", "403", "404", "405"],
+            _ => &["200", "400", "403", "404", "405"],
+        };
+        assert_eq!(statuses.iter().map(String::as_str).collect::<Vec<_>>(), expected);
+        assert_eq!(server.stop().status, 0);
+    }
+}
+
+/// A `HEAD` has the status and the headers of a `GET`.
+#[test]
+fn a_head_of_the_tap_says_whether_it_could_be_read() {
+    for (settings, path, status, kind) in [
+        (&[("TAP", "on")][..], "/tap", 200, "application/x-ndjson"),
+        (&[("TAP", "on")], "/tap?rate=0", 400, "text/plain; charset=utf-8"),
+        (&[], "/tap", 404, "text/plain; charset=utf-8"),
+    ] {
+        let server = Server::start(settings);
+        let mut client = Client::connect(server.admin);
+        client.send(format!("HEAD {path} HTTP/1.1\r\nhost: localhost\r\n\r\n"));
+        let reply = client.bodiless_reply();
+        assert_eq!((reply.status, reply.header("content-type")), (status, Some(kind)), "{path}");
+        assert_eq!(server.metrics().sum("millrace_tap_watchers"), 0);
+    }
 }
 
 #[test]

@@ -388,6 +388,27 @@ fn what_is_guarded_is_shown_to_whoever_types_the_token_in() {
 }
 
 #[test]
+fn nothing_is_asked_for_a_tab_that_nobody_sees() {
+    let Some(mut tab) = Tab::open() else { return };
+    let server = Server::start(&[("STORE", "null:")]);
+    tab.go(&format!("http://{}/", server.admin));
+    next_scrape(&mut tab);
+    // What the browser does when another tab is in front.
+    let hide = "Object.defineProperty(document, 'hidden', { configurable: true, get: () => HIDDEN }); \
+                document.dispatchEvent(new Event('visibilitychange'));";
+    tab.value(&hide.replace("HIDDEN", "true"));
+    // The one on its way comes in.
+    tab.wait("nothing is on its way", "page.timer !== null");
+    tab.wait("its title", "document.title.startsWith('not looked at')");
+    let last = tab.value("page.last");
+    std::thread::sleep(Duration::from_secs(5));
+    assert_eq!(tab.value("page.last"), last, "two and more were due");
+    tab.value(&hide.replace("HIDDEN", "false"));
+    tab.wait("a scrape at once", &format!("page.last > {last}"));
+    tab.wait("it is live", "document.querySelector('#fresh').dataset.state === 'live'");
+}
+
+#[test]
 fn old_figures_are_marked_and_a_restart_draws_nothing_below_zero() {
     let Some(mut tab) = Tab::open() else { return };
     let faults = [("FAULTS", "outage=10m"), ("READY_STORE_GRACE", "1s"), ("RETRY_BASE", "50ms")];

@@ -129,6 +129,39 @@ fn off_it_shows_nothing_and_on_a_public_address_only_with_a_token() {
     assert_eq!(server.admin("/tap?rates=5").status, 400);
 }
 
+/// The spool takes a body before the disk has confirmed it, and may never: then it was not admitted.
+#[test]
+fn what_the_spool_refuses_is_not_called_admitted() {
+    let server = Server::start(&[
+        ("TAP", "on"),
+        ("SPOOL_DIR", "spool"),
+        ("FAULTS", "spool_sync=1"),
+        ("LOG", "debug"),
+    ]);
+    let mut watcher = Watcher::open(&server, "?rate=100", "");
+    let mut client = server.connect();
+    // The first fails with its sync; later ones are refused at once while the disk fails.
+    let mut post = |number: u32, ack: &str| {
+        let body = format!(r#"{{"data":[{{"id":{number}}}]}}"#);
+        let trace =
+            format!("traceparent: 00-{number:032x}-{number:016x}-01\r\nmillrace-ack: {ack}\r\n");
+        client.send(crate::support::request(body.as_bytes(), &trace));
+        client.reply().status
+    };
+    assert_eq!([post(1, "spooled"), post(2, "spooled"), post(3, "queued")], [503, 503, 200]);
+    assert_eq!(watcher.sample()["payload"]["id"], 3);
+    let lines = || {
+        let log = server.log();
+        let of_trace = log.into_iter().filter(|line| line["traceparent"].is_string());
+        of_trace.collect::<Vec<_>>()
+    };
+    wait_for("three lines", || lines().len() == 3);
+    for (line, said) in lines().iter().zip(["refused", "refused", "admitted"]) {
+        assert_eq!(line["message"], format!("request of a trace {said}"), "{line}");
+        assert_eq!(line["why"].is_string(), said == "refused", "{line}");
+    }
+}
+
 /// Posts for `time` as fast as one connection can, and returns how often.
 fn load(server: &Server, time: Duration) -> u64 {
     let mut client = server.connect();

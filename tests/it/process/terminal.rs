@@ -98,6 +98,25 @@ fn a_start_that_fails_on_a_terminal_says_why_and_what_to_do() {
     assert!(shown.contains("is taken by another listener"), "{shown}");
 }
 
+/// There will be no page that shows them.
+#[test]
+fn a_stop_before_the_page_shows_the_warnings() {
+    let dir = tempfile::tempdir().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let settings = [("LISTEN", address.as_str()), ("STORE", "null:"), ("BIND_WAIT", "5m")];
+    let server = start(dir.path(), &settings);
+    let before = server.wait_shown("is taken, retrying");
+    assert!(!before.contains("confirms every payload"), "{before}");
+    server.terminate();
+    let (status, shown) = server.ended();
+    assert_eq!(status, Some(0), "{shown}");
+    assert!(shown.contains("warn  STORE"), "{shown}");
+    assert!(shown.contains("null: confirms every payload and keeps none"), "{shown}");
+    assert_eq!(shown.matches("warn  STORE").count(), 1, "{shown}");
+    assert!(shown.trim_end().ends_with("stopped before it served"), "{shown}");
+}
+
 /// JSON was asked for, or fewer lines: then a terminal changes nothing.
 #[test]
 fn a_format_or_a_level_that_was_chosen_holds_on_a_terminal() {
