@@ -261,7 +261,6 @@ mod tests {
         }
     }
 
-    #[test]
     /// A manager's socket, and who tells it.
     fn told_to(dir: &std::path::Path) -> (UnixDatagram, ServiceManager) {
         let path = dir.join("notify");
