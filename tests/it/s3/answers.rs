@@ -206,7 +206,7 @@ fn bytes_that_nobody_asked_for_end_a_kept_connection() {
             say(OK),
             Pause(PAUSE),
             say("HTTP/1.1 408 Idle\r\n\r\n"),
-            Pause(4 * PAUSE),
+            Pause(2 * PAUSE),
         ],
         vec![TakeRequest, say(OK), Pause(PAUSE)],
     ]);
