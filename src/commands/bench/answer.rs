@@ -113,7 +113,8 @@ impl AnswerReader {
     /// The start of the last answer's body, without what a terminal would act on.
     pub(super) fn text(&self) -> String {
         let text = String::from_utf8_lossy(&self.text);
-        text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+        let shown: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        shown.trim().to_owned()
     }
 
     fn complete(&mut self) -> LoadAnswer {
