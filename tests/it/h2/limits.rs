@@ -112,24 +112,35 @@ fn a_body_that_does_not_come_is_answered_and_others_of_its_connection_go_on() {
 
 #[test]
 fn an_answer_for_which_there_is_no_room_is_dropped() {
+    let of_window = |window| {
+        let server = start(&[("IDLE_TIMEOUT", "1s"), ("HEADER_TIMEOUT", "1s")]);
+        // One that sends nothing more, and one that goes on.
+        let mut client = H2Client::connect_with(server.ingest, &[(INITIAL_WINDOW_SIZE, window)]);
+        client.begin_post(GOOD, &[]);
+        assert_eq!(closes_after(&mut client, Duration::from_secs(1)), Some(NO_ERROR));
+        let mut client = H2Client::connect_with(server.ingest, &[(INITIAL_WINDOW_SIZE, window)]);
+        let stalled: Vec<_> = (0..10).map(|_| client.begin_post(GOOD, &[])).collect();
+        let since = Instant::now();
+        while since.elapsed() < Duration::from_millis(1_700) {
+            let stream = client.begin_post(GOOD, &[]);
+            client.send(frame(WINDOW_UPDATE, 0, stream, &100_u32.to_be_bytes()));
+            assert_eq!(client.answer(stream).status, 200);
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        for stream in &stalled {
+            assert_eq!(client.end_of(*stream), StreamEnd::Reset(CANCEL), "{window}");
+        }
+        let unread = server.metrics().sum("millrace_h2_answers_unread_total");
+        assert_eq!(unread, stalled.len() as u64, "{window}");
+    };
+    // None at all, and a byte less than for the whole answer.
+    let one_less = r#"{"accepted":1,"ack":"queued"}"#.len() as u32 - 1;
+    std::thread::scope(|scope| {
+        for window in [0, 1, one_less] {
+            scope.spawn(move || of_window(window));
+        }
+    });
     let server = start(&[("IDLE_TIMEOUT", "1s"), ("HEADER_TIMEOUT", "1s")]);
-    // One that sends nothing more, and one that goes on.
-    let mut client = H2Client::connect_with(server.ingest, &[(INITIAL_WINDOW_SIZE, 0)]);
-    client.begin_post(GOOD, &[]);
-    assert_eq!(closes_after(&mut client, Duration::from_secs(1)), Some(NO_ERROR));
-    let mut client = H2Client::connect_with(server.ingest, &[(INITIAL_WINDOW_SIZE, 0)]);
-    let stalled: Vec<_> = (0..10).map(|_| client.begin_post(GOOD, &[])).collect();
-    let since = Instant::now();
-    while since.elapsed() < Duration::from_millis(1_700) {
-        let stream = client.begin_post(GOOD, &[]);
-        client.send(frame(WINDOW_UPDATE, 0, stream, &100_u32.to_be_bytes()));
-        assert_eq!(client.answer(stream).status, 200);
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    for stream in &stalled {
-        assert_eq!(client.end_of(*stream), StreamEnd::Reset(CANCEL));
-    }
-    assert_eq!(server.metrics().sum("millrace_h2_answers_unread_total"), stalled.len() as u64);
     // A client that reads nothing at all from its socket is bounded by what the kernel takes.
     let mut deaf = H2Client::connect(server.ingest);
     deaf.stream.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
