@@ -313,7 +313,7 @@ mod tests {
     #[test]
     fn http_2_may_hold_more_by_its_connections_and_their_streams() {
         use crate::http::HEAD_BYTES_MAX;
-        use crate::http::h2::{H2_CONNECTION_BYTES, H2_STREAM_BYTES};
+        use crate::http::h2::{H2_CONNECTION_BYTES, H2_STREAM_BYTES, UNACCEPTED_RESETS_MAX};
         let memory = |settings: &[(&str, &str)]| {
             let mut config = Config::from_settings(settings).unwrap();
             config.cores = vec![0];
@@ -323,7 +323,7 @@ mod tests {
         let more = |settings: &[(&str, &str)]| memory(settings) - memory(&[]);
         let of = |connections: usize, streams: usize, stream: usize| {
             let each = H2_CONNECTION_BYTES + streams * stream;
-            (connections * each + streams * HEAD_BYTES_MAX) as u64
+            (connections * each + (streams + UNACCEPTED_RESETS_MAX) * HEAD_BYTES_MAX) as u64
         };
         assert_eq!(more(&[("H2", "tls")]), 0, "no address has TLS");
         assert_eq!(more(&[all]), of(256, 100, H2_STREAM_BYTES));

@@ -14,29 +14,31 @@
 //! | streams at once | `H2_STREAMS`, by the library; further ones are refused |
 //! | header list | [`HEAD_BYTES_MAX`] of a request, by the library: 431, and the end at four times as much |
 //! | `CONTINUATION` | five in a head that is not complete, by the library; `HEADER_TIMEOUT` |
-//! | resets, of either side | [`RESETS_BURST`](frames::RESETS_BURST) and [`RESETS_PER_SECOND`](frames::RESETS_PER_SECOND); [`UNACCEPTED_RESETS_MAX`] at once |
+//! | resets, of either side | [`RESETS_BURST`](frames::RESETS_BURST) and [`RESETS_PER_SECOND`](frames::RESETS_PER_SECOND); those for bodies that come late are frames instead |
+//! | what is to be sent to a client that does not read | [`FRAMES_AT_ONCE`]: then nothing is read from it |
 //! | ping, settings, priority, empty and unknown frames | [`FRAMES_BURST`](frames::FRAMES_BURST) and [`FRAMES_PER_SECOND`](frames::FRAMES_PER_SECOND), and [`FRAMES_PER_REQUEST`](frames::FRAMES_PER_REQUEST) |
-//! | bytes ahead of their reader | [`FRAMES_AT_ONCE`] and [`BYTES_AT_ONCE`]: then the streams read; what they read is charged to `MAX_BODY_BYTES`. While one waits for a quota, nothing is read unless its body is short |
+//! | bytes ahead of their reader | [`FRAMES_AT_ONCE`] and [`BYTES_AT_ONCE`]: then the streams read, also while one waits for a quota; what they read is charged to `MAX_BODY_BYTES` |
 //! | a body | `BODY_TIMEOUT`, `BODY_RATE_MIN`, `MAX_LENGTH`, as in HTTP/1.1 |
-//! | an answer for which the client leaves no room | `IDLE_TIMEOUT` |
+//! | an answer for all of which the client leaves no room ([`answer`]) | `IDLE_TIMEOUT` |
 //! | a connection without requests | `IDLE_TIMEOUT`, before the first one `HEADER_TIMEOUT`; pings do not prolong it |
 //!
 //! [`ConnState`]: super::phase::ConnState
 
+mod answer;
+mod ends;
 pub mod frames;
 mod link;
+mod rounds;
 mod socket;
 
 use std::cell::Cell;
 use std::convert::Infallible;
-use std::error::Error as _;
 use std::future::{Future as _, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 
@@ -45,27 +47,32 @@ use super::phase::ConnPhase;
 use super::server::Server;
 use super::through_hyper;
 use crate::config::{Config, H2Offer};
-use crate::deadline::{Alarm, within};
-use crate::http::{HEAD_BYTES_MAX, LINGER_TIME_MAX};
-use crate::metrics::tokens::TokenId;
+use crate::deadline::Alarm;
+use crate::http::HEAD_BYTES_MAX;
 use crate::metrics::{CoreCells, H2Closed};
 use crate::rt;
-use frames::Goodbye;
-use link::{StreamSpawner, StreamTask};
+use answer::AnswerBody;
+use ends::{H2End, last_words};
+use frames::NO_ERROR;
+use link::StreamSpawner;
+use rounds::Rounds;
 use socket::FramedSocket;
 
 pub(super) use frames::H2_PREFACE;
-pub(super) use link::{H2Link, HeldBack};
+pub(super) use link::H2Link;
 
 /// Frames of one connection that are read before its streams are polled: as many as two for each of
-/// the usual number of streams, and some.
+/// the usual number of streams, and some. No more are read before the client has taken what they made
+/// the library send: one frame, mostly a reset, for each of them, which waits without any other bound.
 pub const FRAMES_AT_ONCE: usize = 256;
 
 /// Bytes likewise: as much as TLS decrypts at a time.
 pub const BYTES_AT_ONCE: usize = 48 << 10;
 
-/// Streams of one connection that are reset in one such look: the library then says goodbye.
-pub const UNACCEPTED_RESETS_MAX: usize = 20;
+/// Streams of one connection that begin and are reset by their client in one such look, beyond which
+/// the library says goodbye: as many as there can be, because a gateway whose clients have left does just
+/// that. How many may follow is for [`frames::RESETS_BURST`] to say.
+pub const UNACCEPTED_RESETS_MAX: usize = FRAMES_AT_ONCE / 2;
 
 /// Streams of one connection, over its whole life, that the library resets for what was sent on them.
 /// It bounds what [`frames::RESETS_PER_SECOND`] leaves.
@@ -93,18 +100,23 @@ const FIELDS_BYTES_MAX: u32 = 1 << 10;
 /// does not enforce: 4 KiB of the shortest ones.
 const FIELDS_KEPT_MAX: usize = 4096 / 33;
 
+/// Memory of a frame that the library holds for a stream that it does not know any longer, a reset, with
+/// that of the stream itself, in tables that have just grown to twice what they hold.
+const HELD_RESET_BYTES: usize = 1536;
+
 /// Most memory of one HTTP/2 connection besides that of any connection and of its streams: the tables
 /// of HPACK, of which that of the client keeps a buffer of 16 KiB for each field, and that of the server
 /// has 4 KiB of fields and as much for their places; a head of [`HEAD_BYTES_MAX`] that is not complete,
 /// once as it came and once decoded; 16 KiB to be sent, and as much of a frame that is not complete;
-/// 16 KiB of bodies whose requests wait; and twice [`FRAMES_AT_ONCE`] that are not read, 48 KiB of their
-/// places.
+/// what one look has brought and its streams have not read, with 24 KiB of places for its frames; and
+/// for each of these a reset.
 pub const H2_CONNECTION_BYTES: usize = (FIELDS_KEPT_MAX * (16 << 10))
     + (8 << 10)
     + 2 * HEAD_BYTES_MAX
     + (32 << 10)
-    + link::UNREAD_BYTES_MAX
-    + (104 << 10);
+    + BYTES_AT_ONCE
+    + (24 << 10)
+    + FRAMES_AT_ONCE * HELD_RESET_BYTES;
 
 /// Most memory of one stream besides its body: the library's state and ours, the tasks of both, an
 /// answer, and what `KEY` wants of the head.
@@ -162,7 +174,7 @@ impl H2Bounds {
 }
 
 /// The most that HTTP/2 adds to the memory of one core: its connections and their streams, and the heads
-/// of one connection's requests that came at once.
+/// of one connection's requests that came at once, with those that were reset at once.
 pub fn h2_bytes(config: &Config) -> usize {
     let options = &config.h2;
     if !options.is_spoken(config) {
@@ -172,7 +184,8 @@ pub fn h2_bytes(config: &Config) -> usize {
     // With META, fields of the head wait with the request.
     let fields = if config.meta.is_empty() { 0 } else { HEAD_BYTES_MAX };
     let streams = options.streams_max * (H2_STREAM_BYTES + fields);
-    connections * (H2_CONNECTION_BYTES + streams) + options.streams_max * HEAD_BYTES_MAX
+    let heads = options.streams_max + UNACCEPTED_RESETS_MAX;
+    connections * (H2_CONNECTION_BYTES + streams) + heads * HEAD_BYTES_MAX
 }
 
 /// An open connection, which is counted until this is dropped.
@@ -214,10 +227,15 @@ async fn serve_streams(
     server.cells.h2_connections.inc();
     server.cells.h2_connections_begun.inc();
     let _opened = H2Opened { server, link };
+    // Pieces of the preface look like a head that has begun, but are no request.
+    conn.state.standing.has_sent.set(false);
     let socket = FramedSocket::new(conn.stream.clone(), link.clone(), held);
     let service = service_fn(|request| {
         let (server, state) = (server.clone(), link.begin_stream());
-        async move { Ok::<_, Infallible>(through_hyper::handle(&server, &state, request).await) }
+        async move {
+            let answer = through_hyper::handle(&server, &state, request).await;
+            Ok::<_, Infallible>(answer.map(AnswerBody::new))
+        }
     });
     let mut builder = http2::Builder::new(StreamSpawner(link.clone()));
     builder
@@ -230,11 +248,8 @@ async fn serve_streams(
         .max_local_error_reset_streams(LIBRARY_RESETS_MAX)
         .max_send_buf_size(ANSWER_BYTES_MAX);
     let mut served = pin!(builder.serve_connection(socket, service));
-    let mut streams = FuturesUnordered::new();
+    let mut rounds = Rounds::new(server, link);
     let mut stop = StopSeen::default();
-    // A round may take several turns. It is over, and deadlines and the socket are looked at, once every
-    // stream was polled that was ready at its beginning: at the latest when as many have ended as there were.
-    let mut round_left = 0;
     let end = poll_fn(|cx| {
         conn.state.keep_waker(cx);
         let now = StopSeen::of(server);
@@ -245,74 +260,37 @@ async fn serve_streams(
             stop = now;
             link.wake_streams();
         }
-        'looks: loop {
-            match round_left {
-                0 => link.wire.borrow_mut().begin_look(),
-                // Streams have not read yet what the last look has brought.
-                _ => link.wire.borrow_mut().begin_no_look(),
-            }
+        let mut turn_is_over = false;
+        loop {
+            link.begin_look(rounds.is_over() && !turn_is_over);
             if let Poll::Ready(done) = served.as_mut().poll(cx) {
                 return Poll::Ready(conn.h2_ended(link, done));
             }
+            link.end_look(cx);
             if let Some(closed) = link.wire.borrow().closed {
                 return Poll::Ready(conn.h2_closed(link, closed));
             }
-            let mut progressed = 0;
-            loop {
-                for task in link.spawned.borrow_mut().drain(..) {
-                    streams.push(polled(task, server));
+            match (turn_is_over, rounds.is_over()) {
+                (false, _) => {}
+                (true, false) => {
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
                 }
-                if round_left == 0 {
-                    round_left = streams.len();
-                }
-                match streams.poll_next_unpin(cx) {
-                    Poll::Ready(Some(())) => {
-                        progressed += 1;
-                        round_left = round_left.saturating_sub(1);
-                        if rt::look_is_due() {
-                            cx.waker().wake_by_ref();
-                            if round_left > 0 {
-                                return Poll::Pending;
-                            }
-                            // Else an answer that the library still holds would not keep the
-                            // connection from closing, nor make it one that is sending.
-                            link.wire.borrow_mut().begin_no_look();
-                            if let Poll::Ready(done) = served.as_mut().poll(cx) {
-                                return Poll::Ready(conn.h2_ended(link, done));
-                            }
-                            break 'looks;
-                        }
-                    }
-                    Poll::Ready(None) | Poll::Pending if link.spawned.borrow().is_empty() => break,
-                    Poll::Ready(None) | Poll::Pending => {}
-                }
+                (true, true) => break,
             }
-            // What they have answered is sent now.
-            if progressed == 0 {
+            let ended = rounds.poll(cx);
+            // What they have answered is sent now, before anything is concluded from the state of the
+            // connection: what the library holds is in none.
+            if ended == 0 && rounds.is_over() {
                 break;
             }
+            turn_is_over = rt::look_is_due();
         }
-        round_left = 0;
         conn.poll_h2_deadlines(cx, link, alarm)
     })
     .await;
-    drop(streams);
+    drop(rounds);
     end
-}
-
-/// Polls a stream until nothing is left to do.
-async fn polled(task: StreamTask, server: &Server) {
-    match task {
-        StreamTask::Open(mut stream) => poll_fn(|cx| stream.poll_work(cx, server)).await,
-        StreamTask::Rest(rest) => rest.await,
-    }
-}
-
-/// How a connection ended.
-enum H2End {
-    Conn(ConnEnd),
-    /// Its client is to get these bytes.
-    LastWords(Box<[u8]>),
 }
 
 /// How far the stop had come when the streams were woken for it.
@@ -340,10 +318,6 @@ enum H2Deadline {
     Idle,
     Streams,
 }
-
-/// Reasons of RFC 9113, section 7.
-const NO_ERROR: u32 = 0;
-const ENHANCE_YOUR_CALM: u32 = 11;
 
 impl Conn<'_> {
     /// Keeps the deadlines of a connection all of whose streams were polled. Ready once it ends.
@@ -402,99 +376,4 @@ impl Conn<'_> {
             }
         }
     }
-
-    /// Sends the last words, for as long as a connection lingers.
-    async fn say(self, words: &[u8]) -> ConnEnd {
-        let Conn { server, state, listed, stream } = self;
-        let mut rest = words;
-        state.unsent.set(true);
-        listed.lingers(state, rt::now());
-        let said = poll_fn(|cx| {
-            state.keep_waker(cx);
-            if listed.gives_way(server, state, stream) {
-                return Poll::Ready(false);
-            }
-            while !rest.is_empty() {
-                match ready!(stream.poll_send(cx, rest)) {
-                    Ok(sent) => rest = &rest[sent..],
-                    Err(_) => return Poll::Ready(false),
-                }
-            }
-            Poll::Ready(true)
-        });
-        match within(LINGER_TIME_MAX, said, || false).await {
-            true => ConnEnd::Done,
-            false => ConnEnd::GaveWay,
-        }
-    }
-
-    /// Closes a connection for what its client does.
-    fn h2_closed(self, link: &H2Link, reason: H2Closed) -> H2End {
-        let Conn { server, state, .. } = self;
-        server.cells.h2_closed[reason as usize].inc();
-        let client = state.client().map_or("a client".to_owned(), |ip| ip.to_string());
-        server.conns.logs.h2_closed.borrow_mut()[reason as usize].warn(|| said(&client, reason));
-        let status = match reason {
-            H2Closed::Full => return last_words(link, NO_ERROR),
-            H2Closed::HeadTimeout => 408,
-            H2Closed::Resets | H2Closed::Frames | H2Closed::Protocol => 400,
-        };
-        state.tally.request(rt::now(), status, 0, TokenId::NONE);
-        last_words(link, ENHANCE_YOUR_CALM)
-    }
-
-    /// The library has ended the connection, mostly with what it has to say to the client.
-    fn h2_ended(self, link: &H2Link, done: hyper::Result<()>) -> H2End {
-        let (closed, goes, goodbye) = {
-            let wire = link.wire.borrow();
-            (wire.closed, wire.inbound.goes(), wire.outbound.goodbye())
-        };
-        // Its socket has refused to go on.
-        if let Some(closed) = closed {
-            return self.h2_closed(link, closed);
-        }
-        let is_unexpected = match &done {
-            // What the client itself says of an error is none of its own.
-            Err(_) => !goes || goodbye == Goodbye::Blames,
-            // The library does not say that it ends for a `CONNECT` with a body.
-            Ok(()) => link.has_unanswered() || !goes && goodbye == Goodbye::Unsaid,
-        };
-        if let Err(error) = done {
-            let client = self.state.client().map(tracing::field::display);
-            let cause = error.source().map(tracing::field::display);
-            tracing::debug!(%error, cause, client, "HTTP/2 connection ended");
-        }
-        if !is_unexpected || self.state.gone.get() {
-            return H2End::Conn(ConnEnd::Done);
-        }
-        let last = self.h2_closed(link, H2Closed::Protocol);
-        match goodbye {
-            Goodbye::Blames => H2End::Conn(ConnEnd::Done),
-            Goodbye::Unsaid | Goodbye::Said => last,
-        }
-    }
-}
-
-/// The end of a connection whose client is told which of its streams were looked at.
-fn last_words(link: &H2Link, reason: u32) -> H2End {
-    let wire = link.wire.borrow();
-    let words = wire.outbound.go_away(wire.inbound.last_stream(), reason);
-    H2End::LastWords(words.unwrap_or_default())
-}
-
-fn said(client: &str, reason: H2Closed) -> String {
-    let why = match reason {
-        H2Closed::Full => {
-            "as many are open on this core as may be (H2_CONNECTIONS); raise it, or have this client use HTTP/1.1"
-        }
-        H2Closed::Resets => {
-            "too many of its requests were reset, by itself or for what it sent; it attacks, or its timeout is too short"
-        }
-        H2Closed::Frames => {
-            "it sent too many frames that are no request (pings, settings, priorities, window updates, empty ones)"
-        }
-        H2Closed::HeadTimeout => "the head of a request was not complete within HEADER_TIMEOUT",
-        H2Closed::Protocol => "it broke the protocol, or exceeded a limit of it",
-    };
-    format!("an HTTP/2 connection of {client} was closed: {why}")
 }

@@ -13,7 +13,7 @@ use hyper::body::Incoming;
 use super::client_stream::ClientStream;
 use super::conn::ConnEnd;
 use super::eviction::{ConnActivity, FIRST_HEAD_LEAST, IDLE_LEAST, LINGER_LEAST};
-use super::h2::{H2Link, HeldBack};
+use super::h2::H2Link;
 use super::head_tracker::HeadTracker;
 use super::peer::{ClientOrigin, Peer};
 use super::peers::{Remembered, Tally};
@@ -195,13 +195,6 @@ impl ConnState {
     /// Whether it is that of a stream.
     pub(super) fn is_stream(&self) -> bool {
         self.origin.stream_of().is_some()
-    }
-
-    /// The body of a stream, which is to have `length` bytes if that is known, is not read until the
-    /// guard is dropped. Streams share a connection, so what is not read of one of them would fill
-    /// memory that no budget has: unless that is little, nothing is read from the connection meanwhile.
-    pub(super) fn hold_back(&self, length: Option<u64>) -> Option<HeldBack> {
-        self.origin.stream_of().map(|link| link.hold_back(length))
     }
 
     /// What is remembered of the current request's client.

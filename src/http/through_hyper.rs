@@ -149,10 +149,6 @@ impl BodySource for &mut Incoming {
         self.is_end_stream()
     }
 
-    fn length(&self) -> Option<u64> {
-        self.size_hint().exact()
-    }
-
     async fn read<'a>(
         self,
         bodies: &BodyReader,

@@ -109,11 +109,21 @@ impl Bench {
         tokens: Option<SharedTokens>,
         readers: Readers,
     ) -> Bench {
+        // No control moves quotas here: the core has been on its own for long.
+        let quotas = SharedQuotas::new(config, rt::now() - 2 * CONTROL_STALE);
+        Bench::with_quotas(net, config, tokens, readers, quotas)
+    }
+
+    fn with_quotas(
+        net: &Rc<Net>,
+        config: &Arc<Config>,
+        tokens: Option<SharedTokens>,
+        readers: Readers,
+        quotas: Option<SharedQuotas>,
+    ) -> Bench {
         let cells = &metrics::cells(1)[0];
         let (stop, queue) = (Rc::new(Stop::default()), Rc::new(JobQueue::new(SLOTS)));
         let length_max = config.max_length;
-        // No control moves quotas here: the core has been on its own for long.
-        let quotas = SharedQuotas::new(config, rt::now() - 2 * CONTROL_STALE);
         let intake = Intake {
             tap: None,
             config: config.clone(),

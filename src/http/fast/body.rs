@@ -18,10 +18,6 @@ impl BodySource for InSocket<'_> {
         self.length == 0
     }
 
-    fn length(&self) -> Option<u64> {
-        Some(self.length as u64)
-    }
-
     async fn read<'a>(
         self,
         bodies: &BodyReader,

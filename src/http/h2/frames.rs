@@ -5,11 +5,14 @@
 //! cost tokens here that come back with time and with requests: see [`FRAMES_BURST`] and
 //! [`RESETS_BURST`].
 
+mod outbound;
+
 use std::cell::Cell;
 use std::time::Instant;
 
 use crate::metrics::H2Closed;
 use crate::rt;
+pub(super) use outbound::{Goodbye, OutboundFrames};
 
 /// What a client of HTTP/2 begins with (RFC 9113, section 3.4).
 pub(in crate::http) const H2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -32,6 +35,11 @@ pub const RESETS_BURST: u32 = 200;
 pub const RESETS_PER_SECOND: u32 = 20;
 /// A proxy of `TRUST` may reset as many times more: it passes on what many clients give up.
 pub const PROXY_RESETS: u32 = 10;
+
+/// Reasons of RFC 9113, section 7: all is well; something came on a stream that is closed, and which the
+/// library may not know any longer: mostly the rest of a body that was not wanted.
+pub(super) const NO_ERROR: u32 = 0;
+const STREAM_CLOSED: u32 = 5;
 
 const HEAD_BYTES: usize = 9;
 
@@ -200,8 +208,6 @@ pub(super) struct InboundFrames {
     resets: u64,
     /// Frames that were complete, a head in several of them as one.
     complete: u64,
-    /// Pieces of bodies that are not their ends.
-    pieces: u64,
     /// The client has said that it goes.
     goes: bool,
 }
@@ -249,10 +255,7 @@ impl InboundFrames {
                 }
                 length > 0
             }
-            DATA => {
-                self.pieces += u64::from(flags & END_STREAM == 0);
-                length > 0 || flags & END_STREAM != 0
-            }
+            DATA => length > 0 || flags & END_STREAM != 0,
             GOAWAY => {
                 self.goes = true;
                 false
@@ -288,11 +291,6 @@ impl InboundFrames {
         self.complete
     }
 
-    /// Pieces of bodies that have begun to come and are not their ends.
-    pub(super) fn pieces(&self) -> u64 {
-        self.pieces
-    }
-
     /// Whether the client has said that it goes.
     pub(super) fn goes(&self) -> bool {
         self.goes
@@ -308,116 +306,13 @@ impl InboundFrames {
     }
 }
 
-/// The frames that go to a client.
-#[derive(Default)]
-pub(super) struct OutboundFrames {
-    at: FramePosition,
-    /// What the current frame ends, if it ends anything, …
-    ends: Option<FrameEnds>,
-    /// … and whether its reason is another one than that all is well, as far as that has gone.
-    blames: bool,
-    has_begun: bool,
-    goodbye: Goodbye,
-}
-
-/// What a frame ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum FrameEnds {
-    Stream,
-    Connection,
-}
-
-/// What the library has said about the end of a connection.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Goodbye {
-    #[default]
-    Unsaid,
-    /// All is well.
-    Said,
-    /// What the client has done wrong.
-    Blames,
-}
-
-/// Bytes of a reason.
-const REASON_BYTES: usize = 4;
-
-impl OutboundFrames {
-    /// Looks at bytes that go.
-    ///
-    /// # Errors
-    /// Its client has caused too many resets. One that says that nothing was wrong is none of them:
-    /// it only ends a body that nobody reads any longer.
-    pub(super) fn take(&mut self, bytes: &[u8], budgets: &FrameBudgets) -> Result<(), H2Closed> {
-        let mut taken = 0;
-        let mut caused = false;
-        while taken < bytes.len() {
-            self.has_begun = true;
-            match self.at.step(&bytes[taken..]) {
-                FrameStep::Part(part) => {
-                    if let Some(ends) = self.ends {
-                        // Behind the number of the last stream, where the connection ends.
-                        let skipped = if ends == FrameEnds::Connection { REASON_BYTES } else { 0 };
-                        let reason = skipped..skipped + REASON_BYTES;
-                        let part_at = self.at.payload_at() - part..;
-                        let part = part_at.zip(&bytes[taken..taken + part]);
-                        let mut of_reason = part.filter(|(at, _)| reason.contains(at));
-                        self.blames |= of_reason.any(|(_, byte)| *byte != 0);
-                    }
-                    taken += part;
-                }
-                FrameStep::Head(part, head) => {
-                    taken += part;
-                    self.blames = false;
-                    self.ends = match head.kind {
-                        RST_STREAM => Some(FrameEnds::Stream),
-                        GOAWAY => Some(FrameEnds::Connection),
-                        _ => None,
-                    };
-                }
-            }
-            if !self.at.end_frame() {
-                continue;
-            }
-            match (self.ends.take(), self.blames) {
-                (Some(FrameEnds::Stream), true) => caused |= !budgets.resets.spend(1, rt::now),
-                (Some(FrameEnds::Connection), true) => self.goodbye = Goodbye::Blames,
-                (Some(FrameEnds::Connection), false) if self.goodbye == Goodbye::Unsaid => {
-                    self.goodbye = Goodbye::Said;
-                }
-                _ => {}
-            }
-        }
-        if caused { Err(H2Closed::Resets) } else { Ok(()) }
-    }
-
-    /// What the library has said about the end of the connection.
-    pub(super) fn goodbye(&self) -> Goodbye {
-        self.goodbye
-    }
-
-    /// What is to be sent last: that no stream after `last_stream` was looked at, and why (`reason`
-    /// as in RFC 9113, section 7). `None` in the middle of a frame.
-    pub(super) fn go_away(&self, last_stream: u32, reason: u32) -> Option<Box<[u8]>> {
-        if !self.at.is_at_end() {
-            return None;
-        }
-        // A server's first frame is its settings, which may be empty.
-        let settings: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
-        let mut bytes = if self.has_begun { Vec::new() } else { settings.to_vec() };
-        bytes.extend_from_slice(&[0, 0, 8, 7, 0, 0, 0, 0, 0]);
-        bytes.extend_from_slice(&last_stream.to_be_bytes());
-        bytes.extend_from_slice(&reason.to_be_bytes());
-        Some(bytes.into())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
     use super::*;
 
-    fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    pub(super) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
         let length = (payload.len() as u32).to_be_bytes();
         let head = [&length[1..], &[kind, flags], &stream.to_be_bytes()].concat();
         [&head, payload].concat()
@@ -475,32 +370,6 @@ mod tests {
     }
 
     #[test]
-    fn the_last_words_of_the_library_are_told_apart() {
-        use Goodbye::{Blames, Said, Unsaid};
-        let words = |last: u32, reason: u32, more: &[u8]| {
-            frame(GOAWAY, 0, 0, &[&last.to_be_bytes()[..], &reason.to_be_bytes(), more].concat())
-        };
-        for (frames, goodbye) in [
-            (vec![frame(4, 0, 0, &[])], Unsaid),
-            (vec![frame(RST_STREAM, 0, 1, &[0, 0, 0, 2])], Unsaid),
-            (vec![words(7, 0, b"")], Said),
-            (vec![words(7, 0, b"all is well")], Said),
-            (vec![words(0, 1, b"")], Blames),
-            (vec![words(7, 0, b""), words(5, 11, b"calm")], Blames),
-            (vec![words(7, 256, b""), words(5, 0, b"")], Blames),
-        ] {
-            for piece in [1, 3, 100] {
-                let budgets = FrameBudgets::new(100, false, rt::now());
-                let mut outbound = OutboundFrames::default();
-                for bytes in frames.concat().chunks(piece) {
-                    outbound.take(bytes, &budgets).unwrap();
-                }
-                assert_eq!(outbound.goodbye(), goodbye, "{frames:?} by {piece}");
-            }
-        }
-    }
-
-    #[test]
     fn tokens_come_back_with_time_and_with_requests() {
         let start = rt::now();
         let budget = FrameBudget::new(10, 5, start);
@@ -543,28 +412,7 @@ mod tests {
             }
             assert_eq!((frames, inbound.last_stream(), inbound.is_in_head()), (5, 7, false));
             assert!(in_head > 0, "between HEADERS and CONTINUATION");
-            assert_eq!((inbound.complete(), inbound.pieces(), inbound.goes()), (4, 0, false));
+            assert_eq!((inbound.complete(), inbound.goes()), (4, false));
         }
-    }
-
-    #[test]
-    fn resets_that_a_client_causes_count_and_the_last_words_wait_for_the_end_of_a_frame() {
-        let budgets = FrameBudgets::new(100, false, rt::now());
-        let mut outbound = OutboundFrames::default();
-        let last_words = outbound.go_away(5, 11).unwrap();
-        assert_eq!(last_words[..9], frame(4, 0, 0, &[]), "settings come first");
-        assert_eq!(last_words[9..], frame(7, 0, 0, &[0, 0, 0, 5, 0, 0, 0, 11]));
-        let fine = frame(RST_STREAM, 0, 1, &[0; 4]);
-        for byte in fine.iter().cycle().take(fine.len() * 1_000) {
-            assert_eq!(outbound.take(&[*byte], &budgets), Ok(()));
-        }
-        assert_eq!(outbound.go_away(5, 11).unwrap()[..], last_words[9..]);
-        let bad = frame(RST_STREAM, 0, 1, &[0, 0, 0, 1]);
-        for byte in bad.iter().cycle().take(bad.len() * 200) {
-            assert_eq!(outbound.take(&[*byte], &budgets), Ok(()));
-        }
-        assert_eq!(outbound.take(&bad[..12], &budgets), Ok(()));
-        assert_eq!(outbound.go_away(5, 11), None);
-        assert_eq!(outbound.take(&bad[12..], &budgets), Err(H2Closed::Resets));
     }
 }

@@ -1,6 +1,7 @@
 //! What a connection and its streams know of each other.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -9,7 +10,6 @@ use std::time::{Duration, Instant};
 use hyper::body::Incoming;
 use slab::Slab;
 
-use super::FRAMES_AT_ONCE;
 use super::frames::{FrameBudgets, InboundFrames, OutboundFrames};
 use crate::config::Config;
 use crate::deadline::within;
@@ -21,9 +21,6 @@ use crate::http::server::Server;
 use crate::http::{LINGER_BYTES_MAX, LINGER_TIME_MAX};
 use crate::metrics::{CoreCells, H2Closed};
 use crate::rt;
-
-/// Bytes of bodies that a connection may send while their requests wait and do not read them.
-pub(super) const UNREAD_BYTES_MAX: usize = 16 << 10;
 
 /// Clients of a proxy that are remembered on one of its connections.
 const CLIENTS_REMEMBERED: usize = 16;
@@ -37,18 +34,22 @@ pub(in crate::http) struct H2Link {
     clients: Option<Box<[Remembered; CLIENTS_REMEMBERED]>>,
     /// Requests that are not answered yet.
     unanswered: Cell<usize>,
-    /// Streams that wait for something before they read; see [`ConnState::hold_back`].
-    unread: Cell<UnreadStreams>,
     /// The streams that are open, until their answers are sent.
     open: RefCell<Slab<Rc<ConnState>>>,
     /// The stream whose request hyper has just handed over.
     begun: RefCell<Option<Rc<ConnState>>>,
-    /// Streams that have begun since the last look.
-    pub(super) spawned: RefCell<Vec<StreamTask>>,
+    /// Streams that have begun and were not polled yet.
+    pub(super) spawned: RefCell<VecDeque<StreamTask>>,
+    /// Polls of streams so far.
+    pub(super) polls: Cell<u64>,
     /// No stream has a deadline before this one: since when, and how long.
     next: Cell<Option<(Instant, Duration)>>,
     /// The socket does not take what is to be sent.
     pub(super) is_blocked: Cell<bool>,
+    /// The library has read all that it might. It stops before that while it cannot send.
+    pub(super) has_read_all: Cell<bool>,
+    /// The library may hold bytes that their streams have not read.
+    pub(super) is_unread: Cell<bool>,
     /// When all that had arrived was read, the last time that it was.
     read_at: Cell<Instant>,
     pub(super) wire: RefCell<FrameFlow>,
@@ -63,6 +64,8 @@ pub(super) struct FrameFlow {
     pub(super) frames_left: usize,
     /// Bytes likewise.
     pub(super) bytes_left: usize,
+    /// Frames that were read since all was sent that was to be sent.
+    pub(super) frames_unsent: usize,
     /// Nothing is left to be read.
     pub(super) is_dry: bool,
     /// The connection is to be closed.
@@ -73,41 +76,6 @@ pub(super) struct FrameFlow {
     complete: u64,
     /// … and since when the connection was idle before that head.
     idle_since: Instant,
-}
-
-/// Streams that do not read their bodies yet.
-#[derive(Clone, Copy, Default)]
-struct UnreadStreams {
-    /// Those for which nothing is read of the connection meanwhile.
-    held_back: usize,
-    /// Others, for which it goes on.
-    short: usize,
-    /// What the bodies of these may have together.
-    bytes: usize,
-    /// [`InboundFrames::pieces`] when the first of them began to wait.
-    pieces: u64,
-}
-
-/// A stream that waits for something before it reads its body, until this is dropped.
-pub(in crate::http) struct HeldBack {
-    link: Rc<H2Link>,
-    /// What its body may have meanwhile; `None`: nothing is read of the connection.
-    unread: Option<usize>,
-}
-
-impl Drop for HeldBack {
-    fn drop(&mut self) {
-        let mut all = self.link.unread.get();
-        match self.unread {
-            None => all.held_back -= 1,
-            Some(bytes) => {
-                all.short -= 1;
-                all.bytes -= bytes;
-            }
-        }
-        self.link.unread.set(all);
-        self.link.conn.wake();
-    }
 }
 
 /// When a limit is over.
@@ -139,12 +107,14 @@ impl H2Link {
             cells: server.cells,
             clients: is_proxy.then(Box::default),
             unanswered: Cell::new(0),
-            unread: Cell::default(),
             open: RefCell::default(),
             begun: RefCell::default(),
             spawned: RefCell::default(),
+            polls: Cell::new(0),
             next: Cell::new(None),
             is_blocked: Cell::new(false),
+            has_read_all: Cell::new(false),
+            is_unread: Cell::new(false),
             read_at: Cell::new(now),
             wire: RefCell::new(FrameFlow {
                 budgets: FrameBudgets::new(server.config.h2.streams_max, is_proxy, now),
@@ -152,6 +122,7 @@ impl H2Link {
                 outbound: OutboundFrames::default(),
                 frames_left: 0,
                 bytes_left: 0,
+                frames_unsent: 0,
                 is_dry: false,
                 closed: None,
                 head_since: None,
@@ -161,39 +132,12 @@ impl H2Link {
         })
     }
 
-    /// See [`ConnState::hold_back`].
-    pub(in crate::http) fn hold_back(self: &Rc<H2Link>, length: Option<u64>) -> HeldBack {
-        let mut all = self.unread.get();
-        let room = UNREAD_BYTES_MAX - all.bytes;
-        let unread = length.filter(|length| *length <= room as u64).map(|length| length as usize);
-        match unread {
-            None => all.held_back += 1,
-            Some(bytes) => {
-                if all.short == 0 {
-                    // Nobody reads or writes while a stream is polled.
-                    all.pieces = self.wire.borrow().inbound.pieces();
-                }
-                all.short += 1;
-                all.bytes += bytes;
-            }
-        }
-        self.unread.set(all);
-        HeldBack { link: self.clone(), unread }
-    }
-
-    /// Whether nothing is to be read now. Of bodies that nobody reads yet no more pieces are read than
-    /// at once: each takes a place.
-    pub(super) fn is_held_back(&self, inbound: &InboundFrames) -> bool {
-        let UnreadStreams { held_back, short, pieces, .. } = self.unread.get();
-        let too_many = || inbound.pieces() - pieces >= FRAMES_AT_ONCE as u64;
-        held_back > 0 || short > 0 && too_many()
-    }
-
     /// When it was last known that all that had arrived was read; `now` if that is so, or if nothing is
-    /// read because the client does not read.
+    /// read because the client does not read. What has arrived may be in the library by now.
     pub(in crate::http) fn was_read_at(&self, now: Instant) -> Instant {
-        let is_read = self.is_blocked.get() || self.conn.body.arrived() == 0;
-        if is_read { now } else { self.read_at.get() }
+        let does_not_read = self.is_blocked.get() && !self.has_read_all.get();
+        let has_arrived = self.is_unread.get() || !does_not_read && self.conn.body.arrived() > 0;
+        if has_arrived { self.read_at.get() } else { now }
     }
 
     /// Where something is remembered of a proxy's client.
@@ -252,7 +196,7 @@ impl H2Link {
             }
         };
         let rest = Box::pin(within(LINGER_TIME_MAX, rest, || ()));
-        self.spawned.borrow_mut().push(StreamTask::Rest(rest));
+        self.spawned.borrow_mut().push_back(StreamTask::Rest(rest));
     }
 
     /// Requests that are not answered yet.
@@ -270,11 +214,12 @@ impl H2Link {
         self.open.borrow().iter().for_each(|(_, state)| state.wake());
     }
 
-    /// Everything was polled at `now`. Says since when a head is incomplete, if one is, or a frame that
+    /// Everything was polled, as of `now`. Says since when a head is incomplete, if one is, or a frame that
     /// may be one.
     pub(super) fn polled(&self, now: Instant) -> Option<Instant> {
         let mut wire = self.wire.borrow_mut();
         self.cells.h2_resets.add(wire.inbound.take_resets());
+        self.is_unread.set(false);
         if wire.is_dry {
             self.read_at.set(now);
         }

@@ -21,16 +21,37 @@ pub(super) struct FramedSocket {
     held: Vec<u8>,
 }
 
-impl FrameFlow {
-    /// A look at what has arrived begins.
-    pub(super) fn begin_look(&mut self) {
-        (self.frames_left, self.bytes_left) = (FRAMES_AT_ONCE, BYTES_AT_ONCE);
-        self.is_dry = false;
+impl H2Link {
+    /// The library is polled next. It may read what has arrived if this is a look.
+    pub(super) fn begin_look(&self, is_look: bool) {
+        let mut wire = self.wire.borrow_mut();
+        if !is_look {
+            (wire.frames_left, wire.bytes_left) = (0, 0);
+            return;
+        }
+        wire.frames_left = FRAMES_AT_ONCE.saturating_sub(wire.frames_unsent);
+        wire.bytes_left = BYTES_AT_ONCE;
+        wire.is_dry = false;
+        self.has_read_all.set(false);
     }
 
-    /// Nothing is read this time.
-    pub(super) fn begin_no_look(&mut self) {
-        (self.frames_left, self.bytes_left) = (0, 0);
+    /// The library has read what it may, and sends what it has to send.
+    pub(super) fn end_look(&self, cx: &Context<'_>) {
+        let mut wire = self.wire.borrow_mut();
+        // It sends until the socket does not take more.
+        if !self.is_blocked.get() && wire.reads_no_more() {
+            cx.waker().wake_by_ref();
+        }
+        if !self.is_blocked.get() {
+            wire.frames_unsent = 0;
+        }
+    }
+}
+
+impl FrameFlow {
+    /// Whether the client must take what is to be sent before more is read.
+    fn reads_no_more(&self) -> bool {
+        self.frames_unsent >= FRAMES_AT_ONCE
     }
 
     /// Whether the streams should be polled before more is read: enough was read, or the sockets are to
@@ -43,7 +64,9 @@ impl FrameFlow {
     /// Passes on what may be read of `bytes`, and returns how much that is.
     fn pass(&mut self, bytes: &[u8], buf: &mut hyper_rt::ReadBufCursor<'_>) -> io::Result<usize> {
         let most = bytes.len().min(buf.remaining()).min(self.bytes_left);
+        let before = self.frames_left;
         let taken = self.inbound.take(&bytes[..most], &mut self.frames_left, &self.budgets);
+        self.frames_unsent += before - self.frames_left;
         let taken = taken.map_err(|closed| {
             self.closed = Some(closed);
             io::Error::other("too many frames")
@@ -67,33 +90,39 @@ impl hyper_rt::Read for FramedSocket {
         mut buf: hyper_rt::ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        let mut wire = this.link.wire.borrow_mut();
-        // Whoever holds it back wakes the connection.
-        if this.link.is_held_back(&wire.inbound) {
+        let link = &this.link;
+        let mut wire = link.wire.borrow_mut();
+        // It goes on when all is sent.
+        if wire.reads_no_more() {
             return Poll::Pending;
         }
         if wire.has_read_enough() {
+            link.has_read_all.set(true);
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
+        let conn = &link.conn;
         if !this.held.is_empty() {
             let taken = wire.pass(&this.held, &mut buf)?;
             this.held.drain(..taken);
+            conn.standing.has_sent.set(wire.inbound.last_stream() > 0);
+            link.is_unread.set(true);
             return Poll::Ready(Ok(()));
         }
-        let conn = &this.link.conn;
         let mut passed = Ok(0);
         let read = this.stream.poll_read_with(cx, |arrived| {
             passed = wire.pass(arrived, &mut buf);
             passed.as_ref().copied().unwrap_or(arrived.len())
         });
         let Poll::Ready(read) = read else {
+            link.has_read_all.set(true);
             wire.is_dry = true;
             return Poll::Pending;
         };
         passed?;
         if let Ok(bytes) = &read {
             conn.tally.received_more(*bytes);
+            link.is_unread.set(true);
         }
         if matches!(read, Ok(0) | Err(_)) {
             conn.gone.set(true);

@@ -4,6 +4,7 @@
 use std::cell::Cell;
 
 use futures_lite::FutureExt;
+use futures_util::future::try_join;
 
 use super::{
     Admitted, Awaited, Intake, NoRoom, Tried, TriedSmall, Wanted, charge, is_multipart,
@@ -28,9 +29,6 @@ pub(in crate::http) trait BodySource {
     /// It has no bytes.
     fn is_empty(&self) -> bool;
 
-    /// How many bytes of it are still to be read, if that is known.
-    fn length(&self) -> Option<u64>;
-
     /// Reads all of it. Meanwhile the bytes are in `state`. One that is large may wait in `line` as
     /// soon as the client need not be waited for.
     async fn read<'a>(
@@ -53,26 +51,37 @@ pub(in crate::http) async fn process(
     token: &Cell<TokenId>,
 ) -> (Answer, bool) {
     let has_body = !body.is_empty();
-    let passed = match wanted.quota.take() {
-        None => Ok(None),
-        Some(Judged::Passed(spending)) => Ok(Some(spending)),
-        Some(Judged::Waits(buckets)) => {
-            let _not_read = state.hold_back(body.length());
-            buckets.wait().await.map(Some)
-        }
-        Some(Judged::Refused(throttled)) => Err(throttled),
+    let (passed, waits) = match wanted.quota.take() {
+        None => (Ok(None), None),
+        Some(Judged::Passed(spending)) => (Ok(Some(spending)), None),
+        // What one stream does not read fills memory that no budget has, or keeps the others of its
+        // connection from reading.
+        Some(Judged::Waits(buckets)) if state.is_stream() => (Ok(None), Some(buckets)),
+        Some(Judged::Waits(buckets)) => (buckets.wait().await.map(Some), None),
+        Some(Judged::Refused(throttled)) => (Err(throttled), None),
     };
-    let spending = match passed {
-        Ok(spending) => spending,
+    let passed = match passed {
+        Ok(passed) => passed,
         Err(throttled) => {
             let is_dropped = !has_body || wanted.drops_body && drop_body(server, state, body).await;
             return (Answer::Throttled(throttled), !is_dropped);
         }
     };
+    let passes = async {
+        match waits {
+            None => Ok(passed),
+            Some(buckets) => Ok(Some(buckets.wait().await?)),
+        }
+    };
     let is_whole = Cell::new(false);
-    let (body, turn) = match read(server, state, body, wanted.coding, &is_whole).await {
-        Ok(read) => read,
+    let received = receive(server, state, body, &is_whole);
+    let (body, spending) = match try_join(received, passes).await {
+        Ok(received) => received,
         Err(refusal) => return (refusal, has_body && !is_whole.get()),
+    };
+    let (body, turn) = match decode(server, body, wanted.coding).await {
+        Ok(decoded) => decoded,
+        Err(refusal) => return (refusal, false),
     };
     if let Some(spending) = spending {
         spending.charge_final(body.as_slice().len());
@@ -108,32 +117,21 @@ pub(in crate::http) async fn resume(
     }
 }
 
-/// Reads and decompresses the body. A large one mostly comes with its turn. Sets `is_whole` once
-/// nothing of it is left unread.
-async fn read<'a>(
+/// Reads the body as it was sent, within its deadlines. Sets `is_whole` once nothing of it is left
+/// unread.
+async fn receive<'a>(
     server: &'a Server,
     state: &ConnState,
     body: impl BodySource,
-    coding: Option<Coding>,
     is_whole: &Cell<bool>,
-) -> Result<(ChargedBytes, Option<LargeTurn<'a>>), Answer> {
+) -> Result<ReadBody<'a>, Answer> {
     let whole = async {
         let line = server.splitter.large_line(&server.stop.closed);
-        let ReadBody { bytes: raw, turn } = body.read(&server.bodies, state, line).await?;
+        let read = body.read(&server.bodies, state, line).await?;
         // From here on the client is not waited for, so BODY_TIMEOUT and BODY_RATE_MIN end.
         state.body_is_whole();
         is_whole.set(true);
-        let turn = turn.transpose()?;
-        let Some(coding) = coding else { return Ok((raw, turn)) };
-        let turn = match turn {
-            Some(turn) => turn,
-            None => match server.bodies.decode_small(&raw, coding).await? {
-                Some(body) => return Ok((body, None)),
-                None => line.turn().await?,
-            },
-        };
-        let body = server.bodies.decode_large(&raw, coding, &turn).await?;
-        Ok((body, Some(turn)))
+        Ok(read)
     };
     let ended = async {
         let error = match state.body_end().await {
@@ -144,6 +142,26 @@ async fn read<'a>(
         Err(error.into())
     };
     whole.or(ended).await
+}
+
+/// Decompresses a body that is whole. A large one mostly comes with its turn.
+async fn decode<'a>(
+    server: &'a Server,
+    read: ReadBody<'a>,
+    coding: Option<Coding>,
+) -> Result<(ChargedBytes, Option<LargeTurn<'a>>), Answer> {
+    let ReadBody { bytes: raw, turn } = read;
+    let turn = turn.transpose()?;
+    let Some(coding) = coding else { return Ok((raw, turn)) };
+    let turn = match turn {
+        Some(turn) => turn,
+        None => match server.bodies.decode_small(&raw, coding).await? {
+            Some(body) => return Ok((body, None)),
+            None => server.splitter.large_turn(&server.stop.closed).await?,
+        },
+    };
+    let body = server.bodies.decode_large(&raw, coding, &turn).await?;
+    Ok((body, Some(turn)))
 }
 
 /// Reads a body and drops it, within its deadlines. Whether nothing of it is left unread.

@@ -114,27 +114,37 @@ fn a_body_that_does_not_come_is_answered_and_others_of_its_connection_go_on() {
 
 #[test]
 fn an_answer_for_which_there_is_no_room_is_dropped() {
-    let server = start(&[("IDLE_TIMEOUT", "2s"), ("HEADER_TIMEOUT", "2s")]);
-    // One that sends nothing more, and one that goes on.
-    let mut client = H2Client::connect_with(server.ingest, &[(INITIAL_WINDOW_SIZE, 0)]);
-    let since = Instant::now();
-    client.begin_post(GOOD, &[]);
-    assert_eq!(closes_after(&mut client, since, Duration::from_secs(2)), Some(NO_ERROR));
-    let mut client = H2Client::connect_with(server.ingest, &[(INITIAL_WINDOW_SIZE, 0)]);
-    let stalled: Vec<_> = (0..10).map(|_| client.begin_post(GOOD, &[])).collect();
-    let since = Instant::now();
-    while since.elapsed() < Duration::from_millis(3_400) {
-        let stream = client.begin_post(GOOD, &[]);
-        client.send(frame(WINDOW_UPDATE, 0, stream, &100_u32.to_be_bytes()));
-        assert_eq!(client.answer(stream).status, 200);
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    for stream in &stalled {
-        assert_eq!(client.end_of(*stream), StreamEnd::Reset(CANCEL));
-    }
-    server.wait("all to be counted", |now| {
-        now.sum("millrace_h2_answers_unread_total") == stalled.len() as u64
+    let of_window = |window| {
+        let server = start(&[("IDLE_TIMEOUT", "2s"), ("HEADER_TIMEOUT", "2s")]);
+        // One that sends nothing more, and one that goes on.
+        let mut client = H2Client::connect_with(server.ingest, &[(INITIAL_WINDOW_SIZE, window)]);
+        let since = Instant::now();
+        client.begin_post(GOOD, &[]);
+        assert_eq!(closes_after(&mut client, since, Duration::from_secs(2)), Some(NO_ERROR));
+        let mut client = H2Client::connect_with(server.ingest, &[(INITIAL_WINDOW_SIZE, window)]);
+        let stalled: Vec<_> = (0..10).map(|_| client.begin_post(GOOD, &[])).collect();
+        let since = Instant::now();
+        while since.elapsed() < Duration::from_millis(3_400) {
+            let stream = client.begin_post(GOOD, &[]);
+            client.send(frame(WINDOW_UPDATE, 0, stream, &100_u32.to_be_bytes()));
+            assert_eq!(client.answer(stream).status, 200);
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        for stream in &stalled {
+            assert_eq!(client.end_of(*stream), StreamEnd::Reset(CANCEL), "{window}");
+        }
+        server.wait("all to be counted", |now| {
+            now.sum("millrace_h2_answers_unread_total") == stalled.len() as u64
+        });
+    };
+    // None at all, and a byte less than for the whole answer.
+    let one_less = r#"{"accepted":1,"ack":"queued"}"#.len() as u32 - 1;
+    std::thread::scope(|scope| {
+        for window in [0, 1, one_less] {
+            scope.spawn(move || of_window(window));
+        }
     });
+    let server = start(&[("IDLE_TIMEOUT", "2s"), ("HEADER_TIMEOUT", "2s")]);
     // A client that reads nothing at all from its socket is bounded by what the kernel takes.
     let mut deaf = H2Client::connect(server.ingest);
     deaf.stream.set_write_timeout(Some(Duration::from_millis(500))).unwrap();

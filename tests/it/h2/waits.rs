@@ -144,9 +144,19 @@ fn whoever_waits_during_a_pause_gets_the_whole_time_again() {
 
 #[test]
 fn answers_that_wait_for_their_client_are_sent_at_a_stop() {
+    // There is no room for them, or for less than all of each.
+    std::thread::scope(|scope| {
+        for window in [0, 1] {
+            scope.spawn(move || answers_are_sent_at_a_stop(window));
+        }
+    });
+}
+
+fn answers_are_sent_at_a_stop(window: u32) {
     // The limit of bodies has passed when the stop wakes the streams.
     let server = start(&[("BODY_TIMEOUT", "1s"), ("STORE", "null:")]);
-    let mut client = H2Client::connect_with(server.ingest, &[(INITIAL_WINDOW_SIZE, 0)]);
+    let settings = [(INITIAL_WINDOW_SIZE, window)];
+    let mut client = H2Client::connect_with(server.ingest, &settings);
     let streams: Vec<_> = (0..3).map(|_| client.begin_post(GOOD, &[])).collect();
     wait_for("they are answered", || server.metrics().requests(200) == 3);
     pause(1_500);
@@ -161,7 +171,7 @@ fn answers_that_wait_for_their_client_are_sent_at_a_stop() {
     server.wait_stopped();
     // One that leaves no room does not hold up the stop.
     let server = start(&[("STORE", "null:")]);
-    let mut client = H2Client::connect_with(server.ingest, &[(INITIAL_WINDOW_SIZE, 0)]);
+    let mut client = H2Client::connect_with(server.ingest, &settings);
     client.begin_post(GOOD, &[]);
     wait_for("it is answered", || server.metrics().requests(200) == 1);
     let since = Instant::now();

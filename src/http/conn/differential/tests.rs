@@ -1,4 +1,5 @@
 mod h2;
+mod streams;
 mod unread;
 
 use std::sync::Arc;

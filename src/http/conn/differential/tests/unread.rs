@@ -67,7 +67,7 @@ fn nothing() -> Vec<u8> {
 }
 
 impl Bench {
-    fn of(settings: &[(&str, &str)], readers: Readers) -> Bench {
+    pub(super) fn of(settings: &[(&str, &str)], readers: Readers) -> Bench {
         let config = Arc::new(Config::from_settings(settings).unwrap());
         Bench::new(&Net::here().unwrap(), &config, None, readers)
     }
