@@ -37,9 +37,8 @@ impl Body for AnswerBody {
         if let Some(last) = self.last.take() {
             return Poll::Ready(Some(Ok(Frame::data(AnswerPiece::Last([last], 0)))));
         }
-        let frame = match ready!(Pin::new(&mut self.whole).poll_frame(cx)) {
-            Some(Ok(frame)) => frame,
-            None => return Poll::Ready(None),
+        let Some(Ok(frame)) = ready!(Pin::new(&mut self.whole).poll_frame(cx)) else {
+            return Poll::Ready(None);
         };
         let piece = frame.map_data(|bytes| {
             let most = match &bytes[..] {
