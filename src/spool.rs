@@ -177,9 +177,6 @@ pub struct Spool {
     own: OwnFiles,
     taken: TakenSegments,
     overflow: Overflow,
-    /// Finished files that could not be removed. They count in `SPOOL_MAX`, which bounds them, and
-    /// each checkpoint tries again.
-    undiscarded: RefCell<Vec<Rc<Segment>>>,
     disk: Rc<SpoolDisk>,
     closed: Cell<bool>,
     tasks: RefCell<Vec<Task<()>>>,
@@ -248,7 +245,6 @@ impl Spool {
             own: OwnFiles::new(setup.dir.clone()),
             taken: TakenSegments::default(),
             overflow: Overflow::default(),
-            undiscarded: RefCell::default(),
             sync_fault: SyncFault::new(setup.sync_fault, setup.seed),
             setup,
             origin,

@@ -157,7 +157,7 @@ impl Spool {
 
     /// Bytes of own files that could not be removed. Those of dead processes count there.
     pub(super) fn undiscarded_bytes(&self) -> u64 {
-        let undiscarded = self.undiscarded.borrow();
+        let undiscarded = self.own.undiscarded.borrow();
         let own = undiscarded.iter().filter(|segment| !segment.is_orphaned());
         own.map(|segment| segment.bytes()).sum()
     }
@@ -211,15 +211,15 @@ impl Spool {
         if let Err(error) = segment.discard().await {
             let path = segment.path().display();
             tracing::warn!("{path} is finished, but could not be removed, retrying: {error}");
-            self.undiscarded.borrow_mut().push(segment.clone());
+            self.own.undiscarded.borrow_mut().push(segment.clone());
         }
     }
 
     async fn discard_again(&self) {
-        for segment in self.undiscarded.take() {
+        for segment in self.own.undiscarded.take() {
             match segment.discard().await {
                 Ok(()) => tracing::info!("{} could be removed now", segment.path().display()),
-                Err(_was_logged) => self.undiscarded.borrow_mut().push(segment),
+                Err(_was_logged) => self.own.undiscarded.borrow_mut().push(segment),
             }
         }
         self.update_disk_bytes();

@@ -26,6 +26,9 @@ pub(super) struct OwnFiles {
     next_number: Cell<u64>,
     /// `SPOOL_MAX` had no room for another segment, and there is no spare.
     is_short: Cell<bool>,
+    /// Finished files that could not be removed, orphaned ones too. They count in `SPOOL_MAX`, which
+    /// bounds them, and each checkpoint tries again.
+    pub(super) undiscarded: RefCell<Vec<Rc<Segment>>>,
     pub(super) filling: Filling,
 }
 
@@ -38,6 +41,7 @@ impl OwnFiles {
             making: Semaphore::new(1),
             next_number: Cell::new(1),
             is_short: Cell::new(false),
+            undiscarded: RefCell::default(),
             filling: Filling::default(),
         }
     }

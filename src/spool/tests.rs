@@ -396,7 +396,7 @@ fn what_was_full_once_has_room_again() {
             until("nothing is short", || !rig.spool.own.is_short()).await;
             until("nothing counts", || orphans.bytes() == 0).await;
             until("all of it is there again", || {
-                rig.spool.undiscarded_bytes() == 0 && rig.spool.undiscarded.borrow().is_empty()
+                rig.spool.undiscarded_bytes() == 0 && rig.spool.own.undiscarded.borrow().is_empty()
             })
             .await;
         });
