@@ -14,7 +14,7 @@ use crate::support::h2::{
     H2Client, HEADERS, INITIAL_WINDOW_SIZE, NO_ERROR, PING, PRIORITY, RST_STREAM, SETTINGS,
     StreamEnd, WINDOW_UPDATE, block, frame, post, settings,
 };
-use crate::support::{Server, wait_for};
+use crate::support::{PATIENCE, Server, wait_for};
 
 const GOOD: &str = r#"{"data":[1]}"#;
 
@@ -559,24 +559,29 @@ fn connections_and_streams_take_no_more_than_they_are_said_to() {
     for _ in 0..50 {
         assert_eq!(H2Client::connect(server.ingest).post(GOOD).status, 200);
     }
+    // The allocator gives back what is free every 2 s, …
     let settled = || {
-        // The allocator gives back what is free every 2 s.
         std::thread::sleep(Duration::from_secs(3));
-        let mut resident = server.resident();
+        server.resident()
+    };
+    // … and later on a busy machine. What each of `count` takes; more than `most` only if it stays.
+    let taken = |before: u64, count: u64, most: u64| {
+        let deadline = Instant::now() + PATIENCE;
         loop {
-            std::thread::sleep(Duration::from_millis(700));
-            let before = std::mem::replace(&mut resident, server.resident());
-            if resident >= before {
-                return before;
+            let each = settled().saturating_sub(before) / count;
+            if each <= most || Instant::now() > deadline {
+                return each;
             }
         }
     };
+    let (of_connection_max, of_stream_max) = (100 << 10, 8 << 10);
     let before = settled();
     let mut clients: Vec<_> = (0..CONNECTIONS).map(|_| H2Client::connect(server.ingest)).collect();
     for client in &mut clients {
         assert_eq!(client.post(GOOD).status, 200);
     }
-    let idle = settled();
+    let of_connection = taken(before, CONNECTIONS as u64, of_connection_max);
+    let idle = server.resident();
     for client in &mut clients {
         for _ in 0..STREAMS {
             client.head(&post(&[]), false);
@@ -584,14 +589,13 @@ fn connections_and_streams_take_no_more_than_they_are_said_to() {
     }
     let all = (CONNECTIONS * STREAMS) as u64;
     wait_for("they are there", || server.metrics().sum("millrace_h2_requests") == all);
-    let waiting = settled() - server.metrics().sum("millrace_body_bytes");
-    let of_connection = idle.saturating_sub(before) / CONNECTIONS as u64;
-    let of_stream = waiting.saturating_sub(idle) / all;
+    let bodies = server.metrics().sum("millrace_body_bytes");
+    let of_stream = taken(idle + bodies, all, of_stream_max);
     println!(
         "{of_connection} bytes for an idle connection, {of_stream} for a stream that waits for its body"
     );
-    assert!(of_connection <= 100 << 10, "{of_connection}");
-    assert!(of_stream <= 8 << 10, "{of_stream}");
+    assert!(of_connection <= of_connection_max, "{of_connection}");
+    assert!(of_stream <= of_stream_max, "{of_stream}");
     drop(clients);
     server.wait_idle();
     // A table of as many fields as fit, each with the buffer in which it came: of clients that heed the
@@ -614,7 +618,7 @@ fn connections_and_streams_take_no_more_than_they_are_said_to() {
             }
             clients.push(client);
         }
-        let of_connection = settled().saturating_sub(before) / CONNECTIONS as u64;
+        let of_connection = taken(before, CONNECTIONS as u64, most);
         println!("{of_connection} bytes with a table of fields, heeds {heeds}");
         assert!(of_connection <= most, "{of_connection}, {heeds}");
     }

@@ -89,9 +89,9 @@ fn use_up_body_memory() -> Result<(), String> {
     let whole = request(&padded(MIB), "");
     let mut hogs: Vec<Client> = (0..2).map(|_| server.connect()).collect();
     let mut bystander = server.connect();
-    // Both come in at 250 kB/s all the time, so neither gives way.
-    let (mut sent, piece) = (0, 10 << 10);
-    while sent < 600 << 10 {
+    // Both come in at 400 kB/s all the time, so neither gives way. Room is made ahead of bytes.
+    let (mut sent, piece) = (0, 16 << 10);
+    while sent < 800 << 10 {
         if !hogs.iter_mut().all(|hog| hog.try_send(&whole[sent..sent + piece])) {
             return Err(format!("after {sent} bytes"));
         }

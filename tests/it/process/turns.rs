@@ -72,6 +72,7 @@ fn long_turns(load: &Load) -> Option<String> {
         ("MAX_LENGTH", "4MiB"),
         ("MAX_QUEUE", "2000000"),
         ("MAX_QUEUE_BYTES", "1GiB"),
+        ("ENQUEUE_WAIT", "1m"),
     ];
     all.extend_from_slice(settings);
     let server = Server::start(&all);
