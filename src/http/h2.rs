@@ -55,7 +55,7 @@ use answer::AnswerBody;
 use ends::{H2End, last_words};
 use frames::NO_ERROR;
 use link::StreamSpawner;
-use rounds::Rounds;
+use rounds::StreamRounds;
 use socket::FramedSocket;
 
 pub(super) use frames::H2_PREFACE;
@@ -248,7 +248,7 @@ async fn serve_streams(
         .max_local_error_reset_streams(LIBRARY_RESETS_MAX)
         .max_send_buf_size(ANSWER_BYTES_MAX);
     let mut served = pin!(builder.serve_connection(socket, service));
-    let mut rounds = Rounds::new(server, link);
+    let mut rounds = StreamRounds::new(server, link);
     let mut stop = StopSeen::default();
     let end = poll_fn(|cx| {
         conn.state.keep_waker(cx);

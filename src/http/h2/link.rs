@@ -44,15 +44,20 @@ pub(in crate::http) struct H2Link {
     pub(super) polls: Cell<u64>,
     /// No stream has a deadline before this one: since when, and how long.
     next: Cell<Option<(Instant, Duration)>>,
+    pub(super) reading: H2Reading,
+    pub(super) wire: RefCell<FrameFlow>,
+}
+
+/// How far what has arrived on the connection is read.
+pub(super) struct H2Reading {
     /// The socket does not take what is to be sent.
     pub(super) is_blocked: Cell<bool>,
     /// The library has read all that it might. It stops before that while it cannot send.
-    pub(super) has_read_all: Cell<bool>,
+    pub(super) has_all: Cell<bool>,
     /// The library may hold bytes that their streams have not read.
     pub(super) is_unread: Cell<bool>,
     /// When all that had arrived was read, the last time that it was.
-    read_at: Cell<Instant>,
-    pub(super) wire: RefCell<FrameFlow>,
+    at: Cell<Instant>,
 }
 
 /// What passes on the connection.
@@ -112,10 +117,12 @@ impl H2Link {
             spawned: RefCell::default(),
             polls: Cell::new(0),
             next: Cell::new(None),
-            is_blocked: Cell::new(false),
-            has_read_all: Cell::new(false),
-            is_unread: Cell::new(false),
-            read_at: Cell::new(now),
+            reading: H2Reading {
+                is_blocked: Cell::new(false),
+                has_all: Cell::new(false),
+                is_unread: Cell::new(false),
+                at: Cell::new(now),
+            },
             wire: RefCell::new(FrameFlow {
                 budgets: FrameBudgets::new(server.config.h2.streams_max, is_proxy, now),
                 inbound: InboundFrames::default(),
@@ -135,9 +142,10 @@ impl H2Link {
     /// When it was last known that all that had arrived was read; `now` if that is so, or if nothing is
     /// read because the client does not read. What has arrived may be in the library by now.
     pub(in crate::http) fn was_read_at(&self, now: Instant) -> Instant {
-        let does_not_read = self.is_blocked.get() && !self.has_read_all.get();
-        let has_arrived = self.is_unread.get() || !does_not_read && self.conn.body.arrived() > 0;
-        if has_arrived { self.read_at.get() } else { now }
+        let H2Reading { is_blocked, has_all, is_unread, at } = &self.reading;
+        let does_not_read = is_blocked.get() && !has_all.get();
+        let has_arrived = is_unread.get() || !does_not_read && self.conn.body.arrived() > 0;
+        if has_arrived { at.get() } else { now }
     }
 
     /// Where something is remembered of a proxy's client.
@@ -206,7 +214,7 @@ impl H2Link {
 
     /// There are answers that wait to be sent, for which the socket or the client leaves no room.
     pub(super) fn is_sending(&self) -> bool {
-        self.is_blocked.get() || !self.open.borrow().is_empty()
+        self.reading.is_blocked.get() || !self.open.borrow().is_empty()
     }
 
     /// Wakes every stream.
@@ -219,9 +227,9 @@ impl H2Link {
     pub(super) fn polled(&self, now: Instant) -> Option<Instant> {
         let mut wire = self.wire.borrow_mut();
         self.cells.h2_resets.add(wire.inbound.take_resets());
-        self.is_unread.set(false);
+        self.reading.is_unread.set(false);
         if wire.is_dry {
-            self.read_at.set(now);
+            self.reading.at.set(now);
         }
         let complete = wire.inbound.complete();
         let is_same = std::mem::replace(&mut wire.complete, complete) == complete;

@@ -13,7 +13,7 @@ use crate::http::server::Server;
 use crate::rt;
 
 /// The streams of one connection.
-pub(super) struct Rounds<'a> {
+pub(super) struct StreamRounds<'a> {
     server: &'a Server,
     link: &'a Rc<H2Link>,
     streams: FuturesUnordered<PolledTask<'a>>,
@@ -24,9 +24,9 @@ pub(super) struct Rounds<'a> {
     until: u64,
 }
 
-impl<'a> Rounds<'a> {
-    pub(super) fn new(server: &'a Server, link: &'a Rc<H2Link>) -> Rounds<'a> {
-        Rounds { server, link, streams: FuturesUnordered::new(), is_over: true, until: 0 }
+impl<'a> StreamRounds<'a> {
+    pub(super) fn new(server: &'a Server, link: &'a Rc<H2Link>) -> StreamRounds<'a> {
+        StreamRounds { server, link, streams: FuturesUnordered::new(), is_over: true, until: 0 }
     }
 
     /// Whether every stream was polled that the last look has made ready.
@@ -37,7 +37,7 @@ impl<'a> Rounds<'a> {
     /// Polls streams, at least one if any is ready, until the round is over or it is time to look at
     /// the sockets. Returns how many have ended.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> usize {
-        let Rounds { server, link, streams, is_over, until } = self;
+        let StreamRounds { server, link, streams, is_over, until } = self;
         if std::mem::replace(is_over, false) {
             let all = streams.len() + link.spawned.borrow().len();
             *until = link.polls.get() + all as u64;

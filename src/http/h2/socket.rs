@@ -32,17 +32,17 @@ impl H2Link {
         wire.frames_left = FRAMES_AT_ONCE.saturating_sub(wire.frames_unsent);
         wire.bytes_left = BYTES_AT_ONCE;
         wire.is_dry = false;
-        self.has_read_all.set(false);
+        self.reading.has_all.set(false);
     }
 
     /// The library has read what it may, and sends what it has to send.
     pub(super) fn end_look(&self, cx: &Context<'_>) {
         let mut wire = self.wire.borrow_mut();
         // It sends until the socket does not take more.
-        if !self.is_blocked.get() && wire.reads_no_more() {
+        if !self.reading.is_blocked.get() && wire.reads_no_more() {
             cx.waker().wake_by_ref();
         }
-        if !self.is_blocked.get() {
+        if !self.reading.is_blocked.get() {
             wire.frames_unsent = 0;
         }
     }
@@ -97,7 +97,7 @@ impl hyper_rt::Read for FramedSocket {
             return Poll::Pending;
         }
         if wire.has_read_enough() {
-            link.has_read_all.set(true);
+            link.reading.has_all.set(true);
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
@@ -106,7 +106,7 @@ impl hyper_rt::Read for FramedSocket {
             let taken = wire.pass(&this.held, &mut buf)?;
             this.held.drain(..taken);
             conn.standing.has_sent.set(wire.inbound.last_stream() > 0);
-            link.is_unread.set(true);
+            link.reading.is_unread.set(true);
             return Poll::Ready(Ok(()));
         }
         let mut passed = Ok(0);
@@ -115,14 +115,14 @@ impl hyper_rt::Read for FramedSocket {
             passed.as_ref().copied().unwrap_or(arrived.len())
         });
         let Poll::Ready(read) = read else {
-            link.has_read_all.set(true);
+            link.reading.has_all.set(true);
             wire.is_dry = true;
             return Poll::Pending;
         };
         passed?;
         if let Ok(bytes) = &read {
             conn.tally.received_more(*bytes);
-            link.is_unread.set(true);
+            link.reading.is_unread.set(true);
         }
         if matches!(read, Ok(0) | Err(_)) {
             conn.gone.set(true);
@@ -141,7 +141,7 @@ impl hyper_rt::Write for FramedSocket {
     ) -> Poll<io::Result<usize>> {
         let FramedSocket { stream, link, .. } = &*self;
         let result = stream.poll_send(cx, buf);
-        link.is_blocked.set(result.is_pending());
+        link.reading.is_blocked.set(result.is_pending());
         let sent = match ready!(result) {
             Ok(sent) => sent,
             Err(error) => {

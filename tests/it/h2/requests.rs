@@ -281,10 +281,13 @@ fn bodies_without_a_length_are_charged_as_their_client_has_sent_them_before() {
     };
     begin("192.0.2.2");
     begin("192.0.2.1");
-    wait_for("all are judged", || {
+    wait_for("all have begun", || {
         let now = server.metrics();
         now.sum("millrace_h2_requests") + now.requests(429) == 80
     });
+    wait_for("some are refused", || server.metrics().requests(429) >= 15);
+    // Longer than a request waits for its quota.
+    std::thread::sleep(std::time::Duration::from_millis(500));
     let refused = server.metrics().requests(429);
     assert!((15..30).contains(&refused), "{refused}");
 }
