@@ -306,9 +306,6 @@ fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
     *response.status_mut() = status;
     let kind = HeaderValue::from_static("text/plain; charset=utf-8");
     response.headers_mut().insert(CONTENT_TYPE, kind);
-    // A log line or a label may hold what a client sent.
-    let as_said = HeaderValue::from_static("nosniff");
-    response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, as_said);
     response
 }
 
@@ -427,8 +424,11 @@ async fn serve_connection(
         state.idle_limit.set(IDLE_MAX);
         let (admin, access) = (admin.clone(), access.clone());
         async move {
-            let (response, idle_limit) = admin.respond(&access, &request, &state.gave_up).await;
+            let (mut response, idle_limit) = admin.respond(&access, &request, &state.gave_up).await;
             state.idle_limit.set(idle_limit);
+            // A log line, a label or a table may hold what a client sent.
+            let as_said = HeaderValue::from_static("nosniff");
+            response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, as_said);
             Ok::<_, Infallible>(response)
         }
     });
