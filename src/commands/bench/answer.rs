@@ -29,14 +29,14 @@ pub(super) struct LoadAnswer {
 pub(super) struct AnswerReader {
     /// The start of a head that arrives in pieces.
     stash: Vec<u8>,
-    part: Part,
+    part: AnswerPart,
     answer: LoadAnswer,
     /// The start of the body.
     text: Vec<u8>,
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
-enum Part {
+enum AnswerPart {
     #[default]
     Head,
     /// So many bytes of the body are missing.
@@ -73,22 +73,22 @@ impl AnswerReader {
     /// # Errors
     /// It is not HTTP, or there is more behind it.
     pub(super) fn take(&mut self, mut bytes: &[u8]) -> Result<Option<LoadAnswer>, String> {
-        while self.part == Part::Head {
+        while self.part == AnswerPart::Head {
             match self.head(bytes)? {
                 Some(rest) => bytes = rest,
                 None => return Ok(None),
             }
         }
         let rest = match self.part {
-            Part::Head => unreachable!("read above"),
-            Part::Sized(missing) => {
+            AnswerPart::Head => unreachable!("read above"),
+            AnswerPart::Sized(missing) => {
                 let here = missing.min(bytes.len() as u64);
                 self.keep(&bytes[..here as usize]);
-                self.part = Part::Sized(missing - here);
+                self.part = AnswerPart::Sized(missing - here);
                 (missing == here).then(|| &bytes[here as usize..])
             }
-            Part::Chunked(chunk) => self.chunks(chunk, bytes)?,
-            Part::ToTheEnd => {
+            AnswerPart::Chunked(chunk) => self.chunks(chunk, bytes)?,
+            AnswerPart::ToTheEnd => {
                 self.keep(bytes);
                 None
             }
@@ -102,12 +102,12 @@ impl AnswerReader {
 
     /// The connection has ended. The answer, if that is how it ends.
     pub(super) fn end(&mut self) -> Option<LoadAnswer> {
-        (self.part == Part::ToTheEnd).then(|| self.complete())
+        (self.part == AnswerPart::ToTheEnd).then(|| self.complete())
     }
 
     /// Whether nothing of an answer has arrived.
     pub(super) fn is_empty(&self) -> bool {
-        self.part == Part::Head && self.stash.is_empty()
+        self.part == AnswerPart::Head && self.stash.is_empty()
     }
 
     /// The start of the last answer's body, without what a terminal would act on.
@@ -118,7 +118,7 @@ impl AnswerReader {
     }
 
     fn complete(&mut self) -> LoadAnswer {
-        self.part = Part::Head;
+        self.part = AnswerPart::Head;
         self.answer.accepted = accepted(&self.text);
         self.answer
     }
@@ -204,14 +204,14 @@ impl AnswerReader {
                 _ => return flaw(),
             };
         }
-        self.part = Part::Chunked(chunk);
+        self.part = AnswerPart::Chunked(chunk);
         Ok(None)
     }
 }
 
 /// Length of the head with which `bytes` begins, what it says, and how its body ends; none if it
 /// has not arrived as a whole.
-fn parse_head(bytes: &[u8]) -> Result<Option<(usize, LoadAnswer, Part)>, String> {
+fn parse_head(bytes: &[u8]) -> Result<Option<(usize, LoadAnswer, AnswerPart)>, String> {
     let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
     let mut head = httparse::Response::new(&mut fields);
     let end = match head.parse(bytes) {
@@ -222,21 +222,22 @@ fn parse_head(bytes: &[u8]) -> Result<Option<(usize, LoadAnswer, Part)>, String>
     let status = head.code.unwrap_or_default();
     // HTTP/1.0 closes unless it says otherwise.
     let mut answer = LoadAnswer { status, closes: head.version == Some(0), ..Default::default() };
-    let mut part = Part::ToTheEnd;
+    let mut part = AnswerPart::ToTheEnd;
     for field in head.headers.iter() {
         let is = |name: &str| field.name.eq_ignore_ascii_case(name);
         let value = || std::str::from_utf8(field.value).unwrap_or_default().trim();
         match field.name.len() {
-            14 if is("content-length") && !matches!(part, Part::Chunked(_)) => {
+            14 if is("content-length") && !matches!(part, AnswerPart::Chunked(_)) => {
                 let length = value().parse();
-                part = Part::Sized(length.map_err(|_| "an answer with a bad content-length")?);
+                part =
+                    AnswerPart::Sized(length.map_err(|_| "an answer with a bad content-length")?);
             }
             17 if is("transfer-encoding") => {
                 part = match value().to_ascii_lowercase() {
                     codings if codings.ends_with("chunked") => {
-                        Part::Chunked(Chunk::Size { size: 0, read: 0 })
+                        AnswerPart::Chunked(Chunk::Size { size: 0, read: 0 })
                     }
-                    _ => Part::ToTheEnd,
+                    _ => AnswerPart::ToTheEnd,
                 };
             }
             10 if is("connection") => {
@@ -251,9 +252,9 @@ fn parse_head(bytes: &[u8]) -> Result<Option<(usize, LoadAnswer, Part)>, String>
         }
     }
     if matches!(status, 204 | 304) {
-        part = Part::Sized(0);
+        part = AnswerPart::Sized(0);
     }
-    answer.closes |= part == Part::ToTheEnd;
+    answer.closes |= part == AnswerPart::ToTheEnd;
     Ok(Some((end, answer, part)))
 }
 
