@@ -39,7 +39,7 @@ const AFTER_HELP: &str = "\
 Without --rate it is a closed loop: each connection sends the next request when it has the answer
 to the last one, and latency is the time from sending. With --rate requests are due at that rate
 whatever the answers do, and latency counts from when they were due (no coordinated omission).
-A token is read from MILLRACE_BENCH_TOKEN or --token-file and sent as `authorization: Bearer`.
+A token is read from MILLRACE_TOKEN or --token-file and sent as `authorization: Bearer`.
 Exit 0 if the server accepted requests, 1 if it accepted none, 2 if the run could not start.
 `millrace --help` shows settings, of which this command reads none.";
 
@@ -149,7 +149,7 @@ fn content_args() -> [Arg; 8] {
             .short('H')
             .action(ArgAction::Append)
             .value_parser(field),
-        file(TOKEN_FILE, "File whose first line is the token [env: MILLRACE_BENCH_TOKEN]"),
+        file(TOKEN_FILE, "File whose first line is the token [env: MILLRACE_TOKEN]"),
     ]
 }
 

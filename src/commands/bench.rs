@@ -157,7 +157,8 @@ fn probe(
     let volume = &options.volume;
     let mut last = String::new();
     for address in &target.addresses {
-        let plan = LoadPlan { only_one: true, ..plan(target, *address, requests, volume, 1) };
+        let all = plan(target, *address, requests, volume, 1);
+        let plan = LoadPlan { only_one: true, connections: 1, rate: None, ..all };
         // It ends with its one request, which takes two time-outs at most.
         let clock = LoadClock::new(Duration::ZERO, volume.timeout * 3, volume.timeout);
         let run = LoadRun::new(plan, clock);
@@ -208,7 +209,7 @@ fn refused_probe(
     let has_token = has_token_file || std::env::var_os(bodies::TOKEN_VARIABLE).is_some();
     let remedy = match status {
         401 | 403 if has_token => "the server does not accept this token",
-        401 | 403 => "give a token in MILLRACE_BENCH_TOKEN or with --token-file",
+        401 | 403 => "give a token in MILLRACE_TOKEN or with --token-file",
         300..400 => "redirects are not followed: give the URL that takes the requests",
         404 | 405 => "give the path that takes POSTs, such as /payloads",
         413 => "give fewer --payloads or smaller --payload-bytes",

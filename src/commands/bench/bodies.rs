@@ -55,7 +55,7 @@ pub enum LoadCoding {
 }
 
 /// The environment variable with the token: an argument would be seen by every user of the host.
-pub const TOKEN_VARIABLE: &str = "MILLRACE_BENCH_TOKEN";
+pub const TOKEN_VARIABLE: &str = "MILLRACE_TOKEN";
 
 /// All requests together: more than a cache of the client's, but no burden for its memory. Of
 /// payloads of 1 kB there are then 640 before one comes again, five times as far apart as a batch's

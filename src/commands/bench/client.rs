@@ -142,7 +142,7 @@ pub(super) struct LoadLoop {
     connecting: usize,
     in_flight: usize,
     tally: LoadTally,
-    spent: LoadSpent,
+    spent: ThreadTime,
 }
 
 struct LoadConn {
@@ -152,7 +152,7 @@ struct LoadConn {
     /// When the state began.
     since: Instant,
     /// The request in progress, or the last one.
-    request: OpenLoad,
+    request: SentRequest,
     answer: AnswerReader,
     /// epoll waits until it can be written to.
     watches_write: bool,
@@ -176,7 +176,7 @@ enum LoadState {
 
 /// A request of a connection.
 #[derive(Clone, Copy)]
-struct OpenLoad {
+struct SentRequest {
     turn: usize,
     written: usize,
     due: Instant,
@@ -184,7 +184,7 @@ struct OpenLoad {
 }
 
 /// Where the time of the thread goes.
-struct LoadSpent {
+struct ThreadTime {
     idle: Duration,
     /// At the beginning and at the end of the measured part.
     begin: Option<ThreadCost>,
@@ -219,7 +219,7 @@ impl LoadLoop {
             connecting: 0,
             in_flight: 0,
             tally,
-            spent: LoadSpent { idle: Duration::ZERO, begin: None, end: None, look_at: start },
+            spent: ThreadTime { idle: Duration::ZERO, begin: None, end: None, look_at: start },
             run,
         })
     }
@@ -252,7 +252,7 @@ impl LoadLoop {
     }
 
     fn note_costs(&mut self, now: Instant, end: Instant) {
-        let LoadSpent { idle, begin, end: ended, .. } = &mut self.spent;
+        let ThreadTime { idle, begin, end: ended, .. } = &mut self.spent;
         let due = match (begin.is_some(), ended.is_some()) {
             (false, _) if now >= self.run.clock.from => begin,
             (true, false) if now >= end => ended,
@@ -499,7 +499,7 @@ impl LoadLoop {
         let conn = &mut self.conns[index];
         (conn.state, conn.since) = (LoadState::Busy, now);
         let measured = self.run.clock.measures(due);
-        conn.request = OpenLoad { turn: self.turn, written: 0, due, measured };
+        conn.request = SentRequest { turn: self.turn, written: 0, due, measured };
         self.turn += 1;
         self.in_flight += 1;
         self.write(index);
@@ -524,7 +524,7 @@ impl LoadLoop {
         }
     }
 
-    fn is_sent(&self, request: OpenLoad) -> bool {
+    fn is_sent(&self, request: SentRequest) -> bool {
         request.written == self.run.plan.requests.get(request.turn).bytes.len()
     }
 
@@ -615,6 +615,7 @@ impl LoadLoop {
             self.tally.answered(answer, now.saturating_duration_since(request.due), body_bytes);
         }
         if plan.only_one {
+            conn.state = LoadState::Free;
             return self.run.clock.stop(Duration::ZERO);
         }
         let pause = self.pause(answer, now);
@@ -706,7 +707,7 @@ impl LoadConn {
             wire: None,
             state: LoadState::Closed,
             since: start,
-            request: OpenLoad { turn: 0, written: 0, due: start, measured: false },
+            request: SentRequest { turn: 0, written: 0, due: start, measured: false },
             answer: AnswerReader::default(),
             watches_write: false,
             failures: 0,

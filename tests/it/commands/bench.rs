@@ -311,7 +311,7 @@ fn a_token_comes_from_a_file_or_the_environment_and_is_not_shown() {
     let url = format!("http://{}", server.ingest);
     let usual = [url.as_str(), "-c", "1", "-d", "100ms", "--warm-up", "0s"];
     for (args, env, said) in [
-        (&[][..], None, Some("give a token in MILLRACE_BENCH_TOKEN or with --token-file")),
+        (&[][..], None, Some("give a token in MILLRACE_TOKEN or with --token-file")),
         (&["--token-file", "wrong"], None, Some("does not accept this token")),
         (&[], Some("wrong-token"), Some("does not accept this token")),
         (&["--token-file", "missing"], None, Some("--token-file missing: No such file")),
@@ -319,7 +319,7 @@ fn a_token_comes_from_a_file_or_the_environment_and_is_not_shown() {
         (&["--token-file", "tokens"], None, None),
         (&[], Some("right-token"), None),
     ] {
-        let settings: Vec<_> = env.iter().map(|token| ("MILLRACE_BENCH_TOKEN", *token)).collect();
+        let settings: Vec<_> = env.iter().map(|token| ("MILLRACE_TOKEN", *token)).collect();
         let output = bench(dir.path(), &[&usual[..], args].concat(), &settings);
         let text = String::from_utf8([&output.stdout[..], &output.stderr].concat()).unwrap();
         if !args.contains(&"-H") {
