@@ -9,6 +9,7 @@ use flate2::write::GzEncoder;
 use url::Url;
 
 use super::event::event;
+use crate::rt;
 
 /// What is sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,7 +118,7 @@ impl LoadRequests {
                  --payloads or --payload-bytes"
             ));
         }
-        let mut rng = fastrand::Rng::with_seed(1);
+        let mut rng = rt::Rng::with_seed(1);
         let count = (BYTES_MAX / bytes.max(1)).clamp(4, 64);
         let requests = (0..count).map(|_| whole(body(&mut rng, content))).collect();
         Ok(LoadRequests { requests, payloads: Some(content.payloads as u64) })
@@ -247,8 +248,8 @@ impl LoadForm {
     }
 }
 
-fn body(rng: &mut fastrand::Rng, content: &LoadContent) -> Vec<u8> {
-    let payload = |rng: &mut fastrand::Rng| match content.shape {
+fn body(rng: &mut rt::Rng, content: &LoadContent) -> Vec<u8> {
+    let payload = |rng: &mut rt::Rng| match content.shape {
         PayloadShape::Records => records(rng, content.payload_bytes),
         PayloadShape::Events => event(rng, content.payload_bytes),
     };
@@ -263,7 +264,7 @@ fn body(rng: &mut fastrand::Rng, content: &LoadContent) -> Vec<u8> {
 
 /// A JSON object of `bytes` bytes (never fewer than 50) as a client might send it: a few members,
 /// then as many records as fit, then filling.
-pub fn records(rng: &mut fastrand::Rng, bytes: usize) -> String {
+pub fn records(rng: &mut rt::Rng, bytes: usize) -> String {
     const END: &str = r#"],"note":""}"#;
     let mut text = format!(r#"{{"id":"{:08x}","ok":true,"items":["#, rng.u32(..));
     loop {

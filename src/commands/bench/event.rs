@@ -1,5 +1,7 @@
 //! Payloads for whatever compresses: what is equal in all of them would cost a compressor nothing.
 
+use crate::rt;
+
 #[rustfmt::skip]
 const WORDS: &[&str] = &[
     "able", "account", "after", "again", "amount", "answer", "arrived", "before", "blue", "broken", "called",
@@ -22,8 +24,8 @@ const AGENTS: &[&str] = &[
 
 /// A JSON object of `bytes` bytes (never fewer than about 700): names, ids, times, numbers and
 /// words as an application logs them. zstd's level 1 makes a third of it.
-pub fn event(rng: &mut fastrand::Rng, bytes: usize) -> String {
-    let pick = |rng: &mut fastrand::Rng, of: &[&'static str]| of[rng.usize(..of.len())];
+pub fn event(rng: &mut rt::Rng, bytes: usize) -> String {
+    let pick = |rng: &mut rt::Rng, of: &[&'static str]| of[rng.usize(..of.len())];
     let mut text = format!(
         r#"{{"id":"{:032x}","at":"2026-11-{:02}T{:02}:{:02}:{:02}.{:06}Z","type":"{}","user":{},"session":"{:016x}","#,
         rng.u128(..),

@@ -5,13 +5,15 @@
 
 use std::time::{Duration, Instant};
 
+use crate::rt;
+
 /// The gaps between requests.
 #[derive(Clone, Debug)]
 pub enum Arrivals {
     /// All equal, as those of wrk2 and vegeta.
     Steady,
     /// Exponential, as those of many independent clients.
-    Random(fastrand::Rng),
+    Random(rt::Rng),
 }
 
 /// One thread's part of an open loop.
@@ -74,7 +76,6 @@ impl Timetable {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rt;
 
     fn due(timetable: &mut Timetable, until: Duration) -> Vec<Duration> {
         let mut found = Vec::new();
@@ -114,7 +115,7 @@ mod tests {
 
     #[test]
     fn random_arrivals_have_the_rate_and_other_gaps() {
-        let rng = fastrand::Rng::with_seed(7);
+        let rng = rt::Rng::with_seed(7);
         let mut timetable = Timetable::new(rt::now(), 1_000.0, 0, 2, Arrivals::Random(rng));
         let found = due(&mut timetable, Duration::from_secs(40));
         // 20,000, with a deviation of 141.
