@@ -392,6 +392,7 @@ fn nothing_is_asked_for_a_tab_that_nobody_sees() {
     let Some(mut tab) = Tab::open() else { return };
     let server = Server::start(&[("STORE", "null:")]);
     tab.go(&format!("http://{}/", server.admin));
+    tab.wait("it is ready", "document.querySelector('#ready').textContent === 'Ready'");
     next_scrape(&mut tab);
     // What the browser does when another tab is in front.
     let hide = "Object.defineProperty(document, 'hidden', { configurable: true, get: () => HIDDEN }); \
