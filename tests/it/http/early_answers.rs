@@ -19,7 +19,7 @@ fn answered_after_sending(server: &Server, head: &str, total: usize, slowly: boo
     status.expect("this machine sends that in time")
 }
 
-/// One try; `None`: it took too long.
+/// One try; `None`: it took too long, or the answer was not an early one.
 fn sent_and_answered(mut client: Client, head: &str, total: usize, slowly: bool) -> Option<u16> {
     let began = Instant::now();
     client.send(head);
@@ -40,6 +40,10 @@ fn sent_and_answered(mut client: Client, head: &str, total: usize, slowly: bool)
         }
     }
     let reply = client.reply();
+    if reply.status == 400 {
+        // There was room for it, and it was read to its end.
+        return None;
+    }
     assert_eq!(reply.header("connection"), Some("close"), "{reply:?}");
     assert!(!reply.error().is_empty());
     assert!(client.closed(), "then the end");
@@ -84,24 +88,29 @@ fn a_refused_head_is_answered_although_more_follows() {
 #[test]
 fn answer_503_reaches_a_client_that_is_still_sending() {
     let settings = [("MAX_LENGTH", "1MiB"), ("MAX_BODY_BYTES", "2MiB"), ("BODY_TIMEOUT", "5m")];
-    let server = Server::start(&settings);
-    // Two bodies short of one byte hold the memory.
-    let hogs: Vec<Client> = (0..2)
-        .map(|_| {
-            let mut client = server.connect();
-            client.send(head(1 << 20, ""));
-            client.send(vec![b' '; (1 << 20) - 1]);
-            client
-        })
-        .collect();
-    server.wait("the memory is used", |m| m.sum("millrace_body_bytes") >= 2 << 20);
-    for slowly in [false, true] {
+    let refused = |slowly| {
+        let server = Server::start(&settings);
+        // Two bodies short of one byte hold the memory.
+        let hogs: Vec<Client> = (0..2)
+            .map(|_| {
+                let mut client = server.connect();
+                client.send(head(1 << 20, ""));
+                client.send(vec![b' '; (1 << 20) - 1]);
+                client
+            })
+            .collect();
+        server.wait("the memory is used", |m| m.sum("millrace_body_bytes") >= 2 << 20);
         let total = 900 << 10;
-        let status = answered_after_sending(&server, &head(total, ""), total, slowly);
-        assert_eq!(status, 503);
+        let status = sent_and_answered(server.connect(), &head(total, ""), total, slowly);
+        drop(hogs);
+        server.wait_idle();
+        status
+    };
+    for slowly in [false, true] {
+        // On a busy machine they may count as stalled, and give way to it.
+        let status = (0..10).find_map(|_| refused(slowly));
+        assert_eq!(status, Some(503));
     }
-    drop(hogs);
-    server.wait_idle();
 }
 
 #[test]
