@@ -1,4 +1,4 @@
-//! The commands other than `serve`: [`check`], [`health`], [`debug_bundle`], [`bench`], in
+//! The commands other than `serve`: [`check`], [`health`], [`debug_bundle`], [`bench`](mod@bench), in
 //! [`dead_letters`] those on dead letters, and in [`spool`] those on a spool.
 
 pub mod ask;

@@ -355,7 +355,12 @@ pub fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
                     walk(root, &path, into);
                 }
             } else {
-                into.insert(name, std::fs::read(&path).unwrap());
+                match std::fs::read(&path) {
+                    Ok(bytes) => drop(into.insert(name, bytes)),
+                    // A running server has renamed or removed it since it was listed.
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                    Err(error) => panic!("{name}: {error}"),
+                }
             }
         }
     }
