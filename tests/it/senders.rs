@@ -11,6 +11,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -277,12 +278,19 @@ fn opentelemetry_sends_each_export_as_one_payload() {
 /// Four clients send through `front`, of `proxy`, to two servers, of which one stops meanwhile; then
 /// the other one is asked whose a request was.
 fn behind(proxy: Daemon, front: SocketAddr, one: Server, two: &Server) {
+    // They send until the server has stopped: a proxy that misses its first check of a server
+    // leaves that one out for a while.
+    let enough = Arc::new(AtomicBool::new(false));
     let clients: Vec<_> = (0..4)
         .map(|client| {
+            let enough = enough.clone();
             std::thread::spawn(move || {
                 let mut answers = BTreeMap::new();
                 let mut connection = Client::connect(front);
-                for request in 0..100 {
+                for request in 0.. {
+                    if request >= 100 && enough.load(Relaxed) {
+                        break;
+                    }
                     let id = format!(r#""{client}-{request}""#);
                     connection.send(request_of(&format!("[{id}]")));
                     let reply = connection.try_reply();
@@ -303,6 +311,7 @@ fn behind(proxy: Daemon, front: SocketAddr, one: Server, two: &Server) {
     });
     let stopped = one.stop();
     assert_eq!((stopped.status, stopped.lost), (0, 0));
+    enough.store(true, Relaxed);
     let answers: BTreeMap<String, u16> =
         clients.into_iter().flat_map(|client| client.join().unwrap()).collect();
     is_known_behind(front, "127.0.0.7", two);
@@ -324,7 +333,7 @@ fn behind(proxy: Daemon, front: SocketAddr, one: Server, two: &Server) {
         }
         assert!(copies <= 1, "{id}: {copies} copies");
     }
-    assert!(answers.len() == 400 && unsure <= 8, "{unsure} of {} are unsure", answers.len());
+    assert!(answers.len() >= 400 && unsure <= 8, "{unsure} of {} are unsure", answers.len());
 }
 
 /// A POST of a JSON array.
