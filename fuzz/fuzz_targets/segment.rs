@@ -15,7 +15,11 @@
 //! mkdir -p corpus/segment && target/x86_64-unknown-linux-gnu/debug/segment corpus/segment seeds/segment -max_total_time=60
 //! ```
 //!
-//! New inputs go to the first directory; `seeds/` has some of each target to begin with.
+//! The toolchain of the repository will do instead of a nightly, with `RUSTC_BOOTSTRAP=1`.
+//!
+//! New inputs go to the first directory; `seeds/` has some of each target to begin with. Those that are
+//! named by a digest come from runs: the first 40, as they cover most, of
+//! `segment -set_cover_merge=1 -use_counters=0 least seeds/segment corpus/segment`.
 //!
 //! The first byte of an input says what the rest is: a whole file, the groups of a file, the records
 //! of a group whose checksums match, the runs of a batch, or patches to a file that is whole.

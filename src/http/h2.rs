@@ -17,6 +17,7 @@
 //! | resets, of either side | [`RESETS_BURST`](frames::RESETS_BURST) and [`RESETS_PER_SECOND`](frames::RESETS_PER_SECOND); those for bodies that come late are frames instead |
 //! | what is to be sent to a client that does not read | [`FRAMES_AT_ONCE`]: then nothing is read from it |
 //! | ping, settings, priority, empty and unknown frames | [`FRAMES_BURST`](frames::FRAMES_BURST) and [`FRAMES_PER_SECOND`](frames::FRAMES_PER_SECOND), and [`FRAMES_PER_REQUEST`](frames::FRAMES_PER_REQUEST) |
+//! | empty `DATA` that ends nothing | 100 on a connection, by the library |
 //! | bytes ahead of their reader | [`FRAMES_AT_ONCE`] and [`BYTES_AT_ONCE`]: then the streams read, also while one waits for a quota; what they read is charged to `MAX_BODY_BYTES` |
 //! | a body | `BODY_TIMEOUT`, `BODY_RATE_MIN`, `MAX_LENGTH`, as in HTTP/1.1 |
 //! | an answer for all of which the client leaves no room ([`answer`]) | `IDLE_TIMEOUT` |
@@ -86,8 +87,11 @@ const WINDOW_SHARE: usize = 16;
 const CONNECTION_WINDOW_MAX: usize = 4 << 20;
 /// That of a stream: a body of the default `MAX_LENGTH`.
 const STREAM_WINDOW_MAX: usize = 1 << 20;
-/// No window is smaller: the protocol's own.
-const WINDOW_LEAST: usize = 65_535;
+/// That of a stream is no smaller: the protocol's own.
+const STREAM_WINDOW_LEAST: usize = 65_535;
+/// That of a connection: half of it is what the library allows for small frames that wait for their
+/// readers, of which each costs up to 256 bytes, and as many come as are read at once.
+const CONNECTION_WINDOW_LEAST: usize = 2 * 256 * FRAMES_AT_ONCE;
 
 /// Bytes of one answer that the library holds; none is longer.
 const ANSWER_BYTES_MAX: usize = 16 << 10;
@@ -142,14 +146,14 @@ impl H2Bounds {
         let is_spoken = config.h2.is_spoken(config);
         cells.h2_connections_max.set(if is_spoken { config.h2.connections_max as u64 } else { 0 });
         let share = body_bytes / WINDOW_SHARE;
-        let window = |max: usize| share.clamp(WINDOW_LEAST, max) as u32;
+        let window = |least, max| share.clamp(least, max) as u32;
         H2Bounds {
             offer: config.h2.offer,
             connections_max: config.h2.connections_max,
             open: Cell::new(0),
             streams_max: config.h2.streams_max as u32,
-            connection_window: window(CONNECTION_WINDOW_MAX),
-            stream_window: window(STREAM_WINDOW_MAX),
+            connection_window: window(CONNECTION_WINDOW_LEAST, CONNECTION_WINDOW_MAX),
+            stream_window: window(STREAM_WINDOW_LEAST, STREAM_WINDOW_MAX),
         }
     }
 

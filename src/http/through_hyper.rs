@@ -53,7 +53,8 @@ pub(super) async fn serve(conn: Conn<'_>, held: Vec<u8>, alarm: &mut Alarm) -> C
         Err(end) => return end,
     };
     if let Some(status) = refused_by_hyper(&error) {
-        if state.arrived.is_tls.get() {
+        // Behind a request it is what was sent too much, and not always seen.
+        if state.arrived.is_tls.get() && !state.has_asked() {
             server.cells.tls_on_plain.inc();
             let client = state.client().map_or("a client".to_owned(), |ip| ip.to_string());
             server.conns.logs.tls_on_plain.borrow_mut().warn(|| tls_on_plain(&client));

@@ -1,5 +1,7 @@
 //! The fast path against hyper alone: the same bytes to a connection of each must give the same
-//! answers, payloads and counters. For tests and the fuzz target `connection`.
+//! answers, payloads and counters. For tests and the fuzz targets `connection` and `h2`.
+
+mod h2_wire;
 
 use std::fmt::Write as _;
 use std::io::{self, Read, Write as _};
@@ -34,6 +36,8 @@ use crate::quota::CONTROL_STALE;
 use crate::rt;
 use crate::stop::Stop;
 use crate::store::faulty::ConnFaults;
+
+pub use h2_wire::H2Outcome;
 
 /// Slots of the queue. A case has fewer payloads, so that none of its requests waits for room.
 const SLOTS: usize = 4 << 10;
@@ -92,13 +96,13 @@ impl Lab {
         [self.fast.run(pieces).await, self.hyper.run(pieces).await]
     }
 
-    /// Sends these pieces, which may be HTTP/2, and then half-closes. How many connections of HTTP/2,
-    /// requests and bytes of bodies the server then holds, and how many payloads it has admitted.
-    pub async fn run_h2(&self, pieces: &[&[u8]]) -> ([u64; 3], usize) {
-        let payloads = self.fast.run(pieces).await.payloads.len();
+    /// Sends these pieces, which may be HTTP/2, and then half-closes.
+    pub async fn run_h2(&self, pieces: &[&[u8]]) -> H2Outcome {
+        let answers = self.fast.exchange(pieces).await;
+        let payloads = self.fast.take_payloads();
         let cells = self.fast.cells;
         let held = [&cells.h2_connections, &cells.h2_requests, &cells.body_bytes];
-        (held.map(|cell| cell.value()), payloads)
+        H2Outcome { held: held.map(|cell| cell.value()), payloads, answers }
     }
 }
 
@@ -153,6 +157,12 @@ impl Bench {
     }
 
     async fn run(&self, pieces: &[&[u8]]) -> CaseOutcome {
+        let got = self.exchange(pieces).await;
+        self.outcome(&got).await
+    }
+
+    /// Sends these pieces and half-closes. What the client got by the end of the connection.
+    async fn exchange(&self, pieces: &[&[u8]]) -> Vec<u8> {
         let server = &self.server;
         let (ours, mut client) = UnixStream::pair().expect("a pair of sockets");
         for socket in [&ours, &client] {
@@ -184,15 +194,21 @@ impl Bench {
             server.net.run_tasks_and_turn().await;
         }
         served.await;
-        self.outcome(&got).await
+        got
+    }
+
+    fn take_payloads(&self) -> Vec<Vec<u8>> {
+        let mut payloads = Vec::new();
+        while let Some(job) = self.queue.take() {
+            payloads.push(job.payload.to_vec());
+            self.server.intake.admission.taken(1);
+        }
+        payloads
     }
 
     async fn outcome(&self, got: &[u8]) -> CaseOutcome {
-        let mut payloads = Vec::new();
-        while let Some(job) = self.queue.take() {
-            payloads.push(job.payload.escape_ascii().to_string());
-            self.server.intake.admission.taken(1);
-        }
+        let payloads = self.take_payloads();
+        let payloads = payloads.iter().map(|payload| payload.escape_ascii().to_string()).collect();
         let board = PeerBoard::default();
         board.ask();
         board.publish_if_asked(&self.server.conns).await;

@@ -231,6 +231,31 @@ fn the_authority_is_the_host() {
     }
 }
 
+/// As a client sends that writes each line by itself, or each byte. The library bounds how many such
+/// frames wait for their reader by the window of the connection, which little memory makes small.
+#[test]
+fn a_body_in_many_small_frames_is_a_body() {
+    const LEAST: [(&str, &str); 2] = [("MAX_LENGTH", "64KiB"), ("MAX_BODY_BYTES", "1MiB")];
+    for (settings, frame_bytes) in [(&[][..], 1), (&LEAST, 1), (&LEAST, 20), (&LEAST, 200)] {
+        let server = start(&[&[("STORE", "null:"), ("CORES", "0")], settings].concat());
+        let mut client = H2Client::connect(server.ingest);
+        let body = [br#"{"data":[1]}"#, &[b' '; 10_000][..]].concat();
+        let streams = [0; 3].map(|_| client.head(&post(&[]), false));
+        // All streams by turns, and all of it at once.
+        let mut bytes = Vec::new();
+        for piece in body.chunks(frame_bytes) {
+            streams.iter().for_each(|stream| bytes.extend(frame(DATA, 0, *stream, piece)));
+        }
+        streams.iter().for_each(|stream| bytes.extend(frame(DATA, END_STREAM, *stream, b"")));
+        client.send(bytes);
+        for stream in streams {
+            let end = client.end_of(stream);
+            let is_accepted = matches!(&end, StreamEnd::Answered(answer) if answer.status == 200);
+            assert!(is_accepted, "{settings:?}, {frame_bytes}: {end:?}");
+        }
+    }
+}
+
 #[test]
 fn each_stream_of_a_proxy_is_its_own_clients() {
     let server = start(&[("TRUST", "127.0.0.0/8"), ("META", "client")]);

@@ -574,6 +574,67 @@ fn requests() -> Vec<Case> {
     ]
 }
 
+/// What h2spec does not have of RFC 9113, which names the sections here.
+fn more_requests() -> Vec<Case> {
+    let bad = |name, sends| Case { name, sends, must: Fail(&[PROTOCOL_ERROR]) };
+    let two_lengths = |one, other| {
+        let fields = post(&[("content-length", one), ("content-length", other)]);
+        frame(HEADERS, END_HEADERS, 1, &block(&fields))
+    };
+    vec![
+        bad("8.1.1 a length, and the end with the head", vec![with(&[("content-length", "12")])]),
+        bad("8.1.1 a length with a sign", vec![with(&[("content-length", "+0")])]),
+        bad("8.1.1 a list of lengths", vec![with(&[("content-length", "0, 0")])]),
+        bad(
+            "8.1.1 two lengths, of which the first is the body's",
+            vec![two_lengths("12", "13"), body(1)],
+        ),
+        Case {
+            name: "8.1.1 one length twice",
+            sends: vec![two_lengths("12", "12"), body(1)],
+            must: Answer(1),
+        },
+        bad(
+            "8.1.1 a length of nothing, and a body",
+            vec![
+                frame(HEADERS, END_HEADERS, 1, &block(&post(&[("content-length", "0")]))),
+                body(1),
+            ],
+        ),
+        bad("8.2.1 an empty name", vec![with(&[("", "x")])]),
+        bad("8.2.1 a space in a name", vec![with(&[("x y", "z")])]),
+        bad("8.2.1 a colon in a name", vec![with(&[("x:y", "z")])]),
+        bad("8.2.1 a line end in a name", vec![with(&[("x\r\ny", "z")])]),
+        bad("8.2.1 a line end in a value", vec![with(&[("x", "y\r\nhost: z")])]),
+        bad("8.2.1 a zero in a value", vec![with(&[("x", "y\0")])]),
+        bad("8.2.2 keep-alive", vec![with(&[("keep-alive", "timeout=5")])]),
+        bad("8.2.2 proxy-connection", vec![with(&[("proxy-connection", "keep-alive")])]),
+        bad("8.3.1 a path with a space", vec![with(&[(":path", "/payloads HTTP/1.1")])]),
+        bad("8.3.1 a path with a line end", vec![with(&[(":path", "/payloads\r\nx: y")])]),
+        bad("8.3.1 an authority with a space", vec![with(&[(":authority", "x y")])]),
+        bad("8.3.1 a method that is no token", vec![with(&[(":method", "PO ST")])]),
+        bad("8.5 CONNECT with scheme and path", vec![with(&[(":method", "CONNECT")])]),
+        bad(
+            "8.5 an extended CONNECT that was not offered (RFC 8441)",
+            vec![with(&[(":method", "CONNECT"), (":protocol", "websocket")])],
+        ),
+        bad(
+            "8.1 trailers twice",
+            vec![
+                open(1),
+                frame(DATA, 0, 1, GOOD),
+                frame(HEADERS, END_HEADERS, 1, &block(&[("x", "y")])),
+                frame(HEADERS, END_HEADERS | END_STREAM, 1, &block(&[("x", "y")])),
+            ],
+        ),
+        Case {
+            name: "RFC 9218 7.1 PRIORITY_UPDATE",
+            sends: vec![frame(0x10, 0, 0, b"\0\0\0\x01u=1"), open(1), body(1)],
+            must: Answer(1),
+        },
+    ]
+}
+
 /// What is not as it must be.
 fn judge(client: &mut H2Client, must: &Must) -> Option<String> {
     if let Answer(stream) = must {
@@ -611,7 +672,7 @@ fn judge(client: &mut H2Client, must: &Must) -> Option<String> {
 #[test]
 fn every_case_ends_as_it_must() {
     let server = start(&[("STORE", "null:")]);
-    let all = [generic(), hpack(), frames_and_streams(), requests()];
+    let all = [generic(), hpack(), frames_and_streams(), requests(), more_requests()];
     let mut wrong = Vec::new();
     for Case { name, sends, must } in all.into_iter().flatten() {
         let mut client = H2Client::connect(server.ingest);

@@ -9,6 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use crate::support::front::free_address;
+use crate::support::h2::{H2Client, HEADER_TABLE_SIZE, PREFACE, SETTINGS, frame, settings};
 use crate::support::{Client, PATIENCE, Server, request};
 
 /// A server with a plain listener ([`Server::ingest`]) and one for proxies at 127.0.0.1.
@@ -94,6 +95,35 @@ fn a_header_may_arrive_in_any_pieces() {
     assert_eq!(server.metrics().requests(200), sent);
     assert_eq!(refusals(&server), [0, 0, 0]);
     server.wait_idle();
+}
+
+#[test]
+fn http_2_may_follow_the_header_in_any_pieces() {
+    let (server, proxied) = start(&[("H2", "all")]);
+    let first = frame(SETTINGS, 0, 0, &settings(&[(HEADER_TABLE_SIZE, 0)]));
+    let mut sent = 0;
+    for header in [line(), binary(1, 0x11, &block())] {
+        let whole = [&header[..], PREFACE, &first].concat();
+        for cut in 1..whole.len() {
+            let stream = std::net::TcpStream::connect(proxied).unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            stream.set_nodelay(true).unwrap();
+            let mut client = H2Client::silent(stream);
+            client.send(&whole[..cut]);
+            if cut % 4 == 0 {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            client.send(&whole[cut..]);
+            assert_eq!(client.post(r#"{"data":[1]}"#).status, 200, "cut at {cut}");
+            sent += 1;
+        }
+    }
+    let row = server.peer("", CLIENT).unwrap();
+    assert_eq!((&row["requests"], &row["payloads"]), (&sent.into(), &sent.into()));
+    assert!(server.peer("", "127.0.0.1").is_none(), "the proxy has sent nothing itself");
+    server.wait_idle();
+    assert_eq!(refusals(&server), [0, 0, 0]);
+    assert_eq!(server.metrics().sum("millrace_h2_closed_total"), 0);
 }
 
 #[test]

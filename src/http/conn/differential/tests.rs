@@ -381,6 +381,25 @@ fn a_body_that_finds_no_memory_is_refused() {
     });
 }
 
+/// What follows a request and begins as a TLS handshake does is mostly the rest of a body that is longer
+/// than its length.
+#[test]
+fn a_handshake_is_what_a_connection_begins_with() {
+    rt::run_test(async {
+        let lab = lab(SETTINGS[0]);
+        let (good, hello) = (post(""), b"\x16\x03\x01\x02\0\r\n\r\n");
+        let both = [&good, &hello[..]].concat();
+        let cases: [(&[&[u8]], u64); 4] =
+            [(&[&both], 0), (&[&good, hello], 0), (&[hello], 1), (&[&hello[..1], &hello[1..]], 1)];
+        for (pieces, counted) in cases {
+            let before = lab.fast.cells.tls_on_plain.value();
+            let outcome = same(&lab, pieces, "a handshake").await;
+            assert!(outcome.answers.contains("HTTP/1.1 400 "), "{}", outcome.answers);
+            assert_eq!(lab.fast.cells.tls_on_plain.value() - before, counted, "{pieces:?}");
+        }
+    });
+}
+
 /// What the fast path does not see in one head: as with hyper, which does not see it in one read.
 fn has_two_lengths(bytes: &[u8]) -> bool {
     let text = String::from_utf8_lossy(bytes).to_lowercase();
