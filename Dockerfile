@@ -3,7 +3,11 @@
 # io_uring needs two things from `docker run`, see docs/operations.md:
 #   --security-opt seccomp=tuning/seccomp.json   Docker's default profile refuses the io_uring calls
 #   --ulimit memlock=-1                          the executors pin their I/O buffers
-FROM rust:1.95-bookworm AS build
+FROM rust:1.95.0-bookworm AS rust
+# The toolchain of the image. By rust-toolchain.toml alone rustup would download rustfmt and clippy with every build.
+ENV RUSTUP_TOOLCHAIN=1.95.0
+
+FROM rust AS build
 WORKDIR /src
 COPY . .
 ARG REVISION=unknown
@@ -11,7 +15,7 @@ RUN MILLRACE_COMMIT=$REVISION cargo build --locked --profile dist --features top
 
 # The bill of materials (CycloneDX) of a release, what is linked into the binary on x86-64 and on arm64:
 #   docker build --target sbom --output sbom .
-FROM rust:1.95-bookworm AS bill
+FROM rust AS bill
 WORKDIR /src
 RUN cargo install --locked --version 0.5.9 cargo-cyclonedx
 COPY . .

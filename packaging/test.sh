@@ -13,7 +13,7 @@
 #     PROFILE        what the build stage builds instead of `dist`, to try this script
 #
 # Every system runs in mount, PID and network namespaces of its own, see tests/fresh/run.sh. None has an engine for
-# images: the build stage's command runs in a fresh Debian 12 with the toolchain mounted (which rust:1.95-bookworm has),
+# images: the build stage's command runs in a fresh Debian 12 with the toolchain mounted (which rust:1.95.0-bookworm has),
 # and the last stage is a Debian 12 without more packages, in which only what the Dockerfile copies is run, as its user,
 # with its environment.
 set -euo pipefail
@@ -116,7 +116,7 @@ enter() {
     ' enter "$root" "$toolchain" "$registry" "$@"
 }
 
-# The two versions of the package, of which the second differs in its revision alone.
+# Versions of the package: the second differs from the first in its revision alone, the third in the settings that it brings.
 packages() {
     [ -z "${packed-}" ] || return 0
     local out=target/package/out with=()
@@ -125,10 +125,17 @@ packages() {
     [ -z "$binary" ] || with=(--binary "$binary")
     packaging/build.sh --revision 1 "${with[@]}"
     cp $out/*.deb "$base/debs/one.deb"
+    cp $out/*.tar.gz "$base/debs/archive.tar.gz"
     (cd $out && sha256sum --check --quiet SHA256SUMS)
     cp target/package/millrace "$base/millrace"
     packaging/build.sh --revision 2 --binary "$base/millrace"
     cp $out/*.deb "$base/debs/two.deb"
+    # A third one, with other settings.
+    rm -rf "$base/changed"
+    dpkg-deb --raw-extract "$base/debs/two.deb" "$base/changed"
+    sed -i 's/^Version: .*-/&3~/' "$base/changed/DEBIAN/control"
+    echo '# another version' >>"$base/changed/etc/millrace/millrace.toml"
+    dpkg-deb --root-owner-group -Znone --build "$base/changed" "$base/debs/changed.deb" >/dev/null
     packed=1
     if command -v lintian >/dev/null; then
         # The names of functions stay in the binary, for backtraces (profile dist); debug information does not.
@@ -144,7 +151,7 @@ debian() {
     echo "== $1: the package"
     packages || return 1
     set_up "$1" systemd-standalone-sysusers,init-system-helpers,curl "$root" || return 1
-    cp "$base"/debs/*.deb packaging/inside.sh "$root/root/"
+    cp "$base"/debs/* packaging/inside.sh "$root/root/"
     enter "$root" "" "" bash /root/inside.sh || return 1
     echo "== $1: the unit"
     set_up "$1" systemd-sysv,init-system-helpers,curl "$root" || return 1

@@ -23,6 +23,7 @@ use crate::commands::debug_bundle::{BundleOptions, TIME_MAX};
 use crate::commands::tap::TapOptions;
 use crate::commands::top::TopOptions;
 use crate::config::{Flags, SETTINGS, Setting};
+use crate::control::COMMIT;
 
 /// What the process does.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -294,9 +295,18 @@ impl Reads {
     }
 }
 
+/// What `--version` prints; `-V` and programs that parse it get the version alone.
+fn version_of(commit: &str) -> String {
+    match commit {
+        "unknown" => env!("CARGO_PKG_VERSION").to_owned(),
+        commit => format!("{} ({commit})", env!("CARGO_PKG_VERSION")),
+    }
+}
+
 fn command_line() -> clap::Command {
     clap::Command::new(env!("CARGO_PKG_NAME"))
         .version(env!("CARGO_PKG_VERSION"))
+        .long_version(version_of(COMMIT))
         .about("Takes POSTs of JSON and writes every payload to S3, or to a directory")
         .after_help(SETTINGS_HELP)
         .disable_help_subcommand(true)
@@ -608,6 +618,16 @@ mod tests {
 
     fn listener(url: &str, plain_token: bool) -> ListenerAt {
         ListenerAt { url: Some(url.to_owned()), plain_token }
+    }
+
+    #[test]
+    fn the_long_version_names_the_commit_where_it_is_known() {
+        assert_eq!(version_of("unknown"), env!("CARGO_PKG_VERSION"));
+        assert_eq!(version_of("0a1b2c"), format!("{} (0a1b2c)", env!("CARGO_PKG_VERSION")));
+        // Errors of clap that are not one: what is to be printed.
+        let printed = |line| invoke(line).unwrap_err().to_string();
+        assert_eq!(printed("millrace -V"), format!("millrace {}\n", env!("CARGO_PKG_VERSION")));
+        assert_eq!(printed("millrace --version"), format!("millrace {}\n", version_of(COMMIT)));
     }
 
     #[test]

@@ -73,6 +73,7 @@ use start_report::{StartReport, StartSummary};
 use tap::TapPage;
 use tokens::TokensFile;
 
+pub use facts::COMMIT;
 pub use reach::{Prepared, prepare_store};
 
 /// How the process ends.

@@ -18,7 +18,7 @@ use crate::limits::Limits;
 
 /// The commit that was built, if the builder said it: `MILLRACE_COMMIT` in the environment of
 /// `cargo build`.
-const COMMIT: &str = match option_env!("MILLRACE_COMMIT") {
+pub const COMMIT: &str = match option_env!("MILLRACE_COMMIT") {
     Some(commit) => commit,
     None => "unknown",
 };

@@ -206,6 +206,17 @@ fn the_image_sets_what_is_a_setting_and_asks_the_binary_whether_it_is_well() {
     assert!(labels.contains(&format!("base.name=\"gcr.io/{base}\"")), "{base}");
 }
 
+/// Another toolchain than that of rust-toolchain.toml would be downloaded with every build.
+#[test]
+fn the_image_is_built_with_the_toolchain_of_the_sources() {
+    let toolchain: toml::Table = text("rust-toolchain.toml").parse().unwrap();
+    let channel = toolchain["toolchain"]["channel"].as_str().unwrap();
+    let dockerfile = text("Dockerfile");
+    assert!(dockerfile.contains(&format!("\nFROM rust:{channel}-bookworm AS rust\n")), "{channel}");
+    assert!(dockerfile.contains(&format!("\nENV RUSTUP_TOOLCHAIN={channel}\n")), "{channel}");
+    assert_eq!(dockerfile.matches("FROM rust:").count(), 1, "another toolchain");
+}
+
 #[test]
 fn everything_has_the_version_of_the_server() {
     let chart = text("deploy/helm/millrace/Chart.yaml");

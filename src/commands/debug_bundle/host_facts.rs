@@ -6,6 +6,8 @@
 use std::fs::File;
 use std::io::{self, Read as _};
 
+use crate::control::COMMIT;
+
 /// Most bytes of one file: interrupts of hundreds of CPUs take a few hundred KiB.
 const FILE_BYTES_MAX: u64 = 2 << 20;
 /// Most threads that are looked at.
@@ -93,9 +95,10 @@ const CGROUP: &[&str] = &[
 pub(super) fn versions() -> String {
     let kernel = rustix::system::uname();
     let mut text = format!(
-        "millrace {} ({} build)\nkernel {} {} {}\nC library {}\n",
+        "millrace {} ({} build, commit {})\nkernel {} {} {}\nC library {}\n",
         env!("CARGO_PKG_VERSION"),
         if cfg!(debug_assertions) { "debug" } else { "release" },
+        COMMIT,
         kernel.release().to_string_lossy(),
         kernel.version().to_string_lossy(),
         kernel.machine().to_string_lossy(),
