@@ -1,9 +1,10 @@
 //! HTTP/2 of the load generator: [`AT_ONCE`] requests in one go on a connection, then as many answers.
+//! The first go is smaller: it keeps to the window that a connection begins with.
 
 use crate::lanes::Lane;
 
 /// Requests that a connection has in progress.
-pub(super) const AT_ONCE: usize = 100;
+const AT_ONCE: usize = 100;
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
@@ -11,6 +12,10 @@ const RST_STREAM: u8 = 3;
 const GOAWAY: u8 = 7;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
+
+/// Bytes of bodies that may be sent before the server has said more (RFC 9113, section 6.9.2). What
+/// the servers give then is more than one go.
+const FIRST_WINDOW: usize = 65_535;
 
 /// Longest payload of a frame.
 const FRAME_MAX: usize = 16_384;
@@ -56,24 +61,35 @@ pub(super) struct H2 {
     next_stream: u32,
     /// What is sent now.
     pub(super) sends: Vec<u8>,
+    /// Requests of this go.
+    asked: usize,
     answered: usize,
     accepted: u64,
 }
 
 impl H2 {
-    /// Makes [`AT_ONCE`] requests out of those that `next` gives.
-    pub(super) fn begin<'a>(&mut self, mut next: impl FnMut() -> &'a [u8]) {
+    /// Makes requests out of those that `next` gives. How many.
+    pub(super) fn begin<'a>(&mut self, mut next: impl FnMut() -> &'a [u8]) -> usize {
         self.sends.clear();
-        if self.next_stream == 0 {
+        let is_first = self.next_stream == 0;
+        if is_first {
             self.next_stream = 1;
             self.sends.extend_from_slice(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
             self.sends.extend(frame(4, 0, &[]));
             // As large as it may be: answers are never waited for.
             self.sends.extend(frame(8, 0, &(i32::MAX as u32 - 65_535).to_be_bytes()));
         }
-        for _ in 0..AT_ONCE {
+        self.asked = 0;
+        let mut longest = 0;
+        while self.asked < AT_ONCE {
+            // With heads, so rather one request fewer.
+            if is_first && self.asked > 0 && self.sends.len() + longest > FIRST_WINDOW {
+                break;
+            }
             let mut at = self.sends.len();
             self.sends.extend_from_slice(next());
+            longest = longest.max(self.sends.len() - at);
+            self.asked += 1;
             while at < self.sends.len() {
                 let length = length_at(&self.sends[at..]);
                 self.sends[at + 5..at + 9].copy_from_slice(&self.next_stream.to_be_bytes());
@@ -81,15 +97,16 @@ impl H2 {
             }
             self.next_stream += 2;
         }
+        self.asked
     }
 
-    /// Reads answers off the beginning of `bytes`. How many payloads all of them accept, once all are
-    /// there.
+    /// Reads answers off the beginning of `bytes`. How many requests there were and how many payloads
+    /// all answers accept, once all are there.
     pub(super) fn answers(
         &mut self,
         bytes: &mut Vec<u8>,
         lane: &Lane,
-    ) -> Result<Option<u64>, String> {
+    ) -> Result<Option<(usize, u64)>, String> {
         let mut at = 0;
         while bytes.len() >= at + 9 && bytes.len() >= at + length_at(&bytes[at..]) {
             let length = length_at(&bytes[at..]);
@@ -113,14 +130,14 @@ impl H2 {
             at += length;
         }
         bytes.drain(..at);
-        if self.answered < AT_ONCE {
+        if self.answered < self.asked {
             return Ok(None);
         }
         self.answered = 0;
         let accepted = std::mem::take(&mut self.accepted);
-        let wanted = (AT_ONCE * lane.payloads) as u64;
+        let wanted = (self.asked * lane.payloads) as u64;
         if accepted == wanted {
-            Ok(Some(accepted))
+            Ok(Some((self.asked, accepted)))
         } else {
             Err(format!("{accepted} accepted of {wanted}"))
         }

@@ -17,7 +17,7 @@ use mio::event::Event;
 use mio::net::TcpStream;
 use mio::{Interest, Registry};
 
-use super::h2::{self, H2};
+use super::h2::H2;
 use super::traffic::Traffic;
 use super::wire::{is_ready, tls_settings};
 use super::{Phase, Share, empty_histogram, load_token};
@@ -296,9 +296,9 @@ impl Load {
         self.in_flight += 1;
         if let Some(h2) = &mut conn.h2 {
             let mut turns = first..;
-            h2.begin(|| self.traffic.request(turns.next().expect("it has no end")));
-            self.turn += h2::AT_ONCE - 1;
-            self.in_flight += h2::AT_ONCE as u64 - 1;
+            let asked = h2.begin(|| self.traffic.request(turns.next().expect("it has no end")));
+            self.turn += asked - 1;
+            self.in_flight += asked as u64 - 1;
         }
         self.write(index)
     }
@@ -340,7 +340,8 @@ impl Load {
         if let Some(h2) = &mut conn.h2 {
             conn.stash.extend_from_slice(read);
             let accepted = h2.answers(&mut conn.stash, &self.lane)?;
-            return accepted.map_or(Ok(()), |accepted| self.answered(index, h2::AT_ONCE, accepted));
+            return accepted
+                .map_or(Ok(()), |(requests, accepted)| self.answered(index, requests, accepted));
         }
         let accepted = if conn.stash.is_empty() {
             answer(read)
