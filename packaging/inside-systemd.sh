@@ -20,9 +20,15 @@ step() { echo "-- $*"; }
 # Not by a pipe: `grep -q` leaves at the first match, and journalctl would fail for that.
 logged() { journalctl --no-pager --unit millrace >/tmp/journal && grep -q -- "$1" /tmp/journal; }
 property() { systemctl show millrace --property "$1" --value; }
+config=/etc/millrace/millrace.toml state=/var/lib/millrace
+# Nobody answers a question of dpkg.
+package() { dpkg "$@" >/tmp/dpkg 2>&1 </dev/null || { cat /tmp/dpkg; die "dpkg $*"; }; }
+enabled() { systemctl is-enabled millrace 2>/dev/null || true; }
+# The sum of a metric over all cores.
+metric() { curl -fsS localhost:9090/metrics | awk -v name="$1{" 'index($1, name) == 1 { sum += $2 } END { print sum + 0 }'; }
 
-dpkg -i /root/one.deb >/dev/null
-[ "$(systemctl is-enabled millrace || true)" = disabled ] || die 'the unit is enabled by the installation'
+package -i /root/one.deb
+[ "$(enabled) $(property ActiveState)" = 'disabled inactive' ] || die 'the unit is enabled by the installation'
 
 step 'start: returns once requests are answered'
 systemctl start millrace
@@ -69,9 +75,108 @@ systemctl start millrace
 
 step 'upgrade: restarts it'
 pid=$(property MainPID)
-dpkg -i /root/two.deb >/dev/null </dev/null
+package -i /root/two.deb
 [ "$(property ActiveState)" = active ] || die 'it does not run after the upgrade'
 [ "$(property MainPID)" != "$pid" ] || die 'the old one still runs'
+[ "$(enabled)" = disabled ] || die 'the upgrade enables it'
+
+step 'upgrade and downgrade under load: nothing acknowledged is lost'
+sed -i '/^dead_letter_dir/i ack = "spooled"\nspool_dir = "/var/lib/millrace/spool"\nspool_max = "256MiB"' $config
+systemctl restart millrace
+(
+    number=0
+    while [ ! -e /tmp/enough ]; do
+        number=$((number + 1))
+        ! curl -fs -o /dev/null --max-time 20 localhost:8080/payloads -d "{\"data\":[{\"number\":$number}]}" ||
+            echo $number >>/tmp/acknowledged
+    done
+) &
+load=$!
+sleep 1
+package -i /root/one.deb
+sleep 1
+package -i /root/two.deb
+sleep 1
+touch /tmp/enough
+wait $load
+systemctl stop millrace
+find $state/data -name '*.json' -exec cat {} + | grep -o '"number":[0-9]*' | sed 's/.*://' | sort -u >/tmp/stored
+lost=$(sort -u /tmp/acknowledged | comm -23 - /tmp/stored | wc -l)
+[ "$lost" = 0 ] || die "$lost of $(wc -l </tmp/acknowledged) payloads are lost"
+[ "$(wc -l </tmp/acknowledged)" -ge 20 ] || die 'there was hardly any load'
+echo "stored: all of $(wc -l </tmp/acknowledged)"
+
+step 'upgrade while the spool holds what the store does not take, and remove and install'
+cp $config /root/kept.toml
+sed -i 's|^store = .*|store = "s3://bucket/"\ns3_endpoint = "http://127.0.0.1:1"\ndrain_timeout = "2s"|' $config
+printf 'AWS_REGION=x\nAWS_ACCESS_KEY_ID=x\nAWS_SECRET_ACCESS_KEY=x\n' >/etc/millrace/millrace.env
+systemctl start millrace
+for number in 1 2 3; do
+    [ "$(curl -fsS localhost:8080/payloads -d "{\"data\":[{\"kept\":$number}]}")" = '{"accepted":1,"ack":"spooled"}' ] ||
+        die 'the spool takes nothing'
+done
+package -i /root/one.deb
+[ "$(property ActiveState)" = active ] || die 'it does not run after the upgrade'
+[ "$(metric millrace_spool_payloads)" = 3 ] || die "the spool holds $(metric millrace_spool_payloads) payloads"
+package -r millrace
+[ "$(property ActiveState)" = inactive ] || die 'it runs without its package'
+package -i /root/two.deb
+[ "$(enabled) $(property ActiveState)" = 'disabled inactive' ] || die 'it is enabled or started by the installation'
+cp /root/kept.toml $config
+systemctl start millrace
+kept() { [ "$(find $state/data -name '*.json' -exec cat {} + | grep -o '"kept":[0-9]*' | sort -u | grep -c .)" = 3 ]; }
+for _ in {1..100}; do
+    ! kept || break
+    sleep 0.1
+done
+kept || die 'what the spool held is not stored'
+
+step 'upgrade of one that is stopped, enabled, masked or cannot start: it stays so'
+systemctl stop millrace
+package -i /root/one.deb
+[ "$(enabled) $(property ActiveState)" = 'disabled inactive' ] || die 'the upgrade enables or starts one that was stopped'
+systemctl enable --quiet --now millrace
+package -i /root/two.deb
+[ "$(enabled) $(property ActiveState)" = 'enabled active' ] || die 'the upgrade disables or stops one that was enabled'
+if command -v dpkg-reconfigure >/dev/null; then
+    dpkg-reconfigure -f noninteractive millrace >/dev/null 2>&1 </dev/null || die 'dpkg-reconfigure'
+    [ "$(enabled) $(property ActiveState)" = 'enabled active' ] || die 'dpkg-reconfigure disables or stops it'
+fi
+package -r millrace
+package -i /root/two.deb
+[ "$(enabled)" = enabled ] || die "enabled, removed and installed again, it is $(enabled)"
+systemctl stop millrace
+systemctl mask --quiet millrace
+package -i /root/one.deb
+[ "$(enabled) $(property ActiveState)" = 'masked inactive' ] || die 'the upgrade unmasks or starts one that was masked'
+systemctl unmask --quiet millrace
+[ "$(enabled)" = enabled ] || die "masked and unmasked, it is $(enabled)"
+systemctl start millrace
+echo 'logg = 1' >>$config
+package -i /root/two.deb
+[ "$(dpkg-query -W -f '${Status}' millrace)" = 'install ok installed' ] || die 'bad settings keep the upgrade from its end'
+[ "$(property ActiveState)" != active ] || die 'it runs with a setting that there is not'
+sed -i '/^logg = 1$/d' $config
+systemctl stop millrace
+systemctl reset-failed millrace || true
+
+step 'a port that somebody holds'
+systemd-run --quiet --unit holder -p DynamicUser=yes -p StateDirectory=holder -p WorkingDirectory=/var/lib/holder \
+    -E MILLRACE_LISTEN=127.0.0.1:8080 -E MILLRACE_ADMIN_LISTEN=127.0.0.1:9999 -E MILLRACE_STORE=null: /usr/bin/millrace
+for _ in {1..100}; do
+    ! curl -fs -o /dev/null localhost:9999/readyz || break
+    sleep 0.1
+done
+! systemctl start millrace || die 'it starts on a port that somebody holds'
+logged '127.0.0.1:8080.*in use' || die 'the journal does not name the port'
+package -i /root/one.deb
+[ "$(dpkg-query -W -f '${Status}' millrace)" = 'install ok installed' ] || die 'a port keeps the upgrade from its end'
+systemctl stop holder
+systemctl stop millrace
+systemctl reset-failed millrace || true
+systemctl start millrace
+[ "$(metric millrace_build_info)" = 1 ] || die 'it does not run once the port is free'
+package -i /root/two.deb
 
 if [ "$(systemctl --version | awk 'NR == 1 { print $2 }')" -ge 253 ]; then
     step 'reload with Type=notify-reload: returns once the settings were read'
@@ -102,7 +207,14 @@ done
 [ "$(property MainPID)" != "$pid" ] || die 'a server that is stuck was not killed'
 logged 'Watchdog timeout' || die 'it ended for another reason'
 
-step 'purge: stops it'
-dpkg -P millrace >/dev/null
+step 'purge: stops it, and forgets that it was enabled'
+package -P millrace
 ! systemctl --quiet is-active millrace || die 'it still runs'
-echo 'started, reloaded, restarted, stopped, upgraded, watched, purged'
+left=$(find /etc /usr /var/lib /run/systemd -xdev -name '*millrace*' ! -path '/usr/share/doc/*' | sort | tr '\n' ' ')
+# What the operator has made himself, what was stored.
+[ "$left" = '/etc/millrace /etc/millrace/millrace.env /etc/systemd/system/millrace.service.d /var/lib/millrace ' ] ||
+    die "left: $left"
+package -i /root/one.deb
+[ "$(enabled) $(property ActiveState)" = 'disabled inactive' ] || die 'after a purge it is enabled or started'
+package -P millrace
+echo 'started, reloaded, restarted, stopped, upgraded, kept, watched, purged'

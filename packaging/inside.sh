@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs inside a fresh system, see test.sh: what an operator does with the package, and what must be there after each step.
-# There is no systemd here: the server is run as the unit would run it.
+# There is no systemd here: the server is run as the unit would run it. COMMIT is what its binary was built of, if known.
 set -euo pipefail
 cd /
 
@@ -38,6 +38,10 @@ serve() {
         sleep 0.1
     done
     [ "$(curl -fsS localhost:8080/payloads -d '{"data":[1]}')" = '{"accepted":1,"ack":"queued"}' ] || die 'no answer'
+    if [ -n "${COMMIT-}" ]; then
+        [[ $(curl -fsS localhost:9090/metrics) == *"millrace_build_info{"*"commit=\"$COMMIT\""* ]] ||
+            die "millrace_build_info does not name the commit $COMMIT"
+    fi
     kill -TERM "$server"
     wait "$server" || status=$?
     [ "$status" = 0 ] || die "the server stopped with status $status"
@@ -53,7 +57,7 @@ unit=/usr/lib/systemd/system/millrace.service
 grep -q '^ExecStart=/usr/bin/millrace$' $unit || die 'the unit runs another binary'
 grep -q '^ExecStartPre=/usr/bin/millrace check --starting$' $unit || die 'the unit checks with another binary'
 [ -z "$(find /etc/systemd -name 'millrace*')" ] || die 'the unit is enabled'
-millrace --version >/dev/null
+[ -z "${COMMIT-}" ] || [[ $(millrace --version) == *"($COMMIT)" ]] || die "millrace --version is $(millrace --version)"
 dpkg -L millrace | while read -r file; do [ -e "$file" ] || die "$file is missing"; done
 [ -z "$(dpkg --verify millrace)" ] || die "dpkg --verify: $(dpkg --verify millrace)"
 for page in millrace millrace-check millrace-spool-replay; do
@@ -243,4 +247,8 @@ grep '^install ' tuning/README.md | sed -e 's/ *#.*//' -e 's|target/release/||' 
 install -d /etc/sysctl.d /etc/systemd/system /usr/lib/sysusers.d
 bash -euc '. /tmp/by-hand' >/tmp/log 2>&1 || die 'tuning/README.md does not work in the archive'
 [[ $(/usr/local/bin/millrace --version) == millrace\ * ]] || die 'the binary of the archive does not run'
+# Its store is a bucket.
+sed -i 's|^store = .*|store = "file:/var/lib/millrace/data"|; s|^spool_max = .*|spool_max = "256MiB"|' $config
+sed -i 's|^object = .*||; s|^compression = .*||; s|^batch_.*||; s|^key = .*||; s|^ack = .*||' $config
+serve
 echo 'installed, served, upgraded, removed, purged, unpacked'

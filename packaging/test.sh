@@ -119,6 +119,10 @@ enter() {
 # Versions of the package: the second differs from the first in its revision alone, the third in the settings that it brings.
 packages() {
     [ -z "${packed-}" ] || return 0
+    # What the binary says that it was built of.
+    commit=${MILLRACE_COMMIT-}
+    [ -n "$binary" ] || commit=${commit:-$(git rev-parse HEAD)}
+    [ -n "$commit" ] || echo "NOT TESTED: the commit of $binary, because MILLRACE_COMMIT does not name it"
     local out=target/package/out with=()
     mkdir -p "$base/debs"
     rm -f "$base"/debs/*
@@ -152,14 +156,14 @@ debian() {
     packages || return 1
     set_up "$1" systemd-standalone-sysusers,init-system-helpers,curl "$root" || return 1
     cp "$base"/debs/* packaging/inside.sh "$root/root/"
-    enter "$root" "" "" bash /root/inside.sh || return 1
+    enter "$root" "" "" COMMIT="$commit" bash /root/inside.sh || return 1
     echo "== $1: the unit"
     set_up "$1" systemd-sysv,init-system-helpers,curl "$root" || return 1
     boot "$root"
 }
 
 # Longest time that a booted system has, in seconds.
-BOOT_MAX=180
+BOOT_MAX=420
 
 # Boots the system $1 with its own systemd, has it run inside-systemd.sh, and shows what that says.
 boot() {
@@ -222,12 +226,15 @@ image() {
     # `COPY . .` of what .dockerignore leaves: of a clean clone, the tracked files.
     mkdir -p "$root/src"
     git ls-files -z | tar --null -T - -c | tar -C "$root/src" -x
-    local build
+    local build arguments commit
+    commit=$(git rev-parse HEAD)
+    # As `docker build --build-arg REVISION=...`; those that are not given have their defaults.
+    read -r -a arguments <<<"$(instructions ARG build | tr '\n' ' ')"
     build=$(instructions RUN build)
     [ -n "$build" ] || die "the Dockerfile's stage \`build\` runs nothing"
     [ -z "${PROFILE-}" ] || build=${build/--profile dist/--profile $PROFILE}
     echo "-- $build"
-    enter "$root" "$toolchain" "$cargo_home/registry" CARGO_NET_OFFLINE=true \
+    enter "$root" "$toolchain" "$cargo_home/registry" "${arguments[@]}" REVISION="$commit" CARGO_NET_OFFLINE=true \
         CARGO_BUILD_JOBS="${CARGO_BUILD_JOBS:-$(nproc)}" sh -euc "cd /src; $build" >"$base/image.log" 2>&1 ||
         { tail -n 30 "$base/image.log"; return 1; }
     tail -n 1 "$base/image.log"
@@ -257,7 +264,7 @@ image() {
     entry=$(tr -d '[],' <<<"$entry")
     health=$(tr -d '[],' <<<"$health")
     cp packaging/inside-image.sh "$final/inside-image.sh"
-    enter "$final" "" "" "${variables[@]}" ENTRYPOINT="$entry" HEALTHCHECK="$health" \
+    enter "$final" "" "" "${variables[@]}" COMMIT="$commit" ENTRYPOINT="$entry" HEALTHCHECK="$health" \
         setpriv --reuid=65532 --regid=65532 --clear-groups --no-new-privs bash /inside-image.sh
 }
 
