@@ -77,7 +77,7 @@ impl H2 {
             self.sends.extend_from_slice(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
             self.sends.extend(frame(4, 0, &[]));
             // As large as it may be: answers are never waited for.
-            self.sends.extend(frame(8, 0, &(i32::MAX as u32 - 65_535).to_be_bytes()));
+            self.sends.extend(frame(8, 0, &(i32::MAX as u32 - FIRST_WINDOW as u32).to_be_bytes()));
         }
         self.asked = 0;
         let mut longest = 0;

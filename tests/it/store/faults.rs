@@ -8,7 +8,7 @@
 use std::time::{Duration, Instant};
 
 use crate::support::needs::two_cores;
-use crate::support::{Server, collection, contents, numbered, sorted, wait_for};
+use crate::support::{PATIENCE, Server, collection, contents, numbered, sorted, wait_for};
 
 const FAST_RETRY: [(&str, &str); 2] = [("RETRY_BASE", "5ms"), ("RETRY_MAX", "50ms")];
 
@@ -224,8 +224,11 @@ fn a_core_that_dies_stops_the_process_and_its_loss_is_counted() {
         client.send(ends);
         if let Some(mut reply) = reply_if_any(&mut client) {
             // It is told of the stop after `/readyz` has changed.
+            client.stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            let deadline = Instant::now() + PATIENCE;
             while reply.header("connection").is_none() {
                 assert_eq!(reply.status, 200);
+                assert!(Instant::now() < deadline, "the drain does not begin");
                 client.send(&late);
                 reply = client.reply();
                 more += 1;
