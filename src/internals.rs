@@ -45,7 +45,7 @@ pub mod deadletter {
 pub mod http {
     pub use crate::http::{CONNECTION_BYTES, LINGER_TIME_MAX, STOP_IDLE_GRACE};
     pub mod differential {
-        pub use crate::http::conn::differential::{CaseOutcome, H2Outcome, Lab};
+        pub use crate::http::conn::differential::{CaseOutcome, H2Input, H2Outcome, Lab};
     }
     pub mod forwarded {
         pub use crate::http::forwarded::{ForwardedClient, client};

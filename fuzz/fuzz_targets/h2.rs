@@ -5,10 +5,7 @@
 //!
 //! How to run it is said in `segment.rs`; this target is called `h2`, and `-dict=h2.dict` helps.
 //!
-//! The first byte of an input says under which settings, whether preface and settings come first by
-//! themselves, and how the rest is meant; the second how many cuts there are, and as many bytes as that
-//! where they are, in sixteenths of a kilobyte. The rest is what the client sends, or steps that make
-//! frames of the right lengths: see [`Writer::step`].
+//! What the bytes of an input mean is said in [`H2Input`]; what its steps are, in [`Writer::step`].
 
 #![no_main]
 
@@ -20,34 +17,13 @@ use std::thread;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use libfuzzer_sys::fuzz_target;
-use millrace::internals::config::Config;
-use millrace::internals::http::differential::{H2Outcome, Lab};
+use millrace::internals::http::differential::{H2Input, H2Outcome};
 use millrace::internals::rt::Executor;
-
-/// Settings under which other things happen to a request.
-const SETTINGS: [&[(&str, &str)]; 3] = [
-    &[("H2", "all"), ("MAX_LENGTH", "20KB")],
-    &[("H2", "all"), ("MAX_LENGTH", "20KB"), ("TRUST", "0.0.0.0,10.0.0.0/8"), ("META", "client")],
-    &[("H2", "all"), ("MAX_LENGTH", "20KB"), ("H2_STREAMS", "2"), ("CLIENT_RATE", "1000/s")],
-];
-/// The one with which payloads are wrapped, …
-const WRAPPED: usize = 1;
-/// … and the one with which what is admitted depends on time.
-const TIMED: usize = 2;
-
-/// In the first byte: nothing comes first by itself; the rest is steps.
-const BARE: u8 = 0x80;
-const STEPS: u8 = 0x40;
-
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-const EMPTY_SETTINGS: &[u8] = b"\0\0\0\x04\0\0\0\0\0";
-
-const CUTS_MAX: usize = 8;
 
 /// Longest input: more would be more of the same.
 const BYTES_MAX: usize = 40 << 10;
 
-/// What is sent, in pieces, and under which settings.
+/// What is sent, in pieces, and to which of the servers.
 type Case = (usize, Vec<Vec<u8>>);
 
 /// The servers run on an executor of their own, which one thread has for all cases.
@@ -61,14 +37,11 @@ static SERVERS: LazyLock<Mutex<Servers>> = LazyLock::new(|| {
     let (done, outcomes) = channel();
     thread::spawn(move || {
         Executor::small().unwrap().run(async {
-            let lab = |settings: &[(&str, &str)]| {
-                Lab::new(Config::from_settings(settings).unwrap(), None).unwrap()
-            };
-            let labs = SETTINGS.map(lab);
+            let labs = H2Input::labs();
             // It blocks its executor between two cases, where nothing else is to be done.
-            while let Ok((settings, pieces)) = to_do.recv() {
+            while let Ok((lab, pieces)) = to_do.recv() {
                 let pieces: Vec<&[u8]> = pieces.iter().map(Vec::as_slice).collect();
-                done.send(labs[settings].run_h2(&pieces).await).unwrap();
+                done.send(labs[lab].run_h2(&pieces).await).unwrap();
             }
         });
     });
@@ -76,40 +49,26 @@ static SERVERS: LazyLock<Mutex<Servers>> = LazyLock::new(|| {
 });
 
 fuzz_target!(|input: &[u8]| {
-    let [first, count, rest @ ..] = input else { return };
-    let count = usize::from(*count) % (CUTS_MAX + 1);
-    let Some((cuts, rest)) = rest.split_at_checked(count) else { return };
-    let bytes = if first & STEPS == 0 { rest.to_vec() } else { Writer::write(rest) };
+    let Some(input) = H2Input::read(input) else { return };
+    let bytes = if input.is_steps() { Writer::write(input.rest) } else { input.rest.to_vec() };
     if bytes.len() > BYTES_MAX {
         return;
     }
-    let mut cuts: Vec<usize> =
-        cuts.iter().map(|cut| (usize::from(*cut) * 64).min(bytes.len())).collect();
-    cuts.sort_unstable();
-    let mut pieces = Vec::new();
-    if first & BARE == 0 {
-        pieces.push([PREFACE, EMPTY_SETTINGS].concat());
-    }
-    let mut start = 0;
-    for cut in cuts.into_iter().chain([bytes.len()]) {
-        pieces.push(bytes[start..cut].to_vec());
-        start = cut;
-    }
-    let settings = usize::from(first & !(BARE | STEPS)) % SETTINGS.len();
+    let pieces = input.pieces(&bytes);
+    let sent = pieces.concat();
     let servers = SERVERS.lock().unwrap();
-    let run = |pieces: Vec<Vec<u8>>| {
-        let sent = pieces.concat();
-        servers.cases.send((settings, pieces)).unwrap();
+    let run = |pieces: &[&[u8]]| {
+        let pieces = pieces.iter().map(|piece| piece.to_vec()).collect();
+        servers.cases.send((input.lab(), pieces)).unwrap();
         let outcome = servers.outcomes.recv().unwrap();
-        assert_eq!(outcome.flaw(&sent, settings == WRAPPED), None);
+        assert_eq!(outcome.flaw(&sent, input.is_wrapped()), None);
         outcome
     };
-    if count == 0 || settings == TIMED {
-        run(pieces);
+    let cut_up = run(&pieces);
+    if !input.has_cuts() || input.is_timed() {
         return;
     }
-    let sent = pieces.concat();
-    let (cut_up, whole) = (run(pieces), run(vec![sent.clone()]));
+    let whole = run(&[&sent]);
     if cut_up.is_calm(&sent) && whole.is_calm(&sent) {
         assert_eq!(cut_up.payloads, whole.payloads);
     }

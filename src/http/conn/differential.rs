@@ -1,6 +1,7 @@
 //! The fast path against hyper alone: the same bytes to a connection of each must give the same
 //! answers, payloads and counters. For tests and the fuzz targets `connection` and `h2`.
 
+mod h2_input;
 mod h2_wire;
 
 use std::fmt::Write as _;
@@ -37,6 +38,7 @@ use crate::rt;
 use crate::stop::Stop;
 use crate::store::faulty::ConnFaults;
 
+pub use h2_input::H2Input;
 pub use h2_wire::H2Outcome;
 
 /// Slots of the queue. A case has fewer payloads, so that none of its requests waits for room.

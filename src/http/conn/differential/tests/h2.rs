@@ -1,6 +1,7 @@
 //! Connections that speak HTTP/2: the seeds of the fuzz target `h2`, as they are and changed at random.
 
 use super::*;
+use crate::http::h2::H2_PREFACE;
 
 /// Of the seeds those that admit payloads, and how many.
 const ADMITTED: [(&str, usize); 9] = [
@@ -15,36 +16,14 @@ const ADMITTED: [(&str, usize); 9] = [
     ("padded", 2),
 ];
 
-/// Settings of [`labs`] under which payloads are wrapped.
-const WRAPPED: usize = 1;
-/// Those under which what is admitted depends on time.
-const TIMED: usize = 2;
-
-const OPENING: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
-
-fn labs() -> [Lab; 3] {
-    let all = ("H2", "all");
-    [
-        lab(&[all, LENGTH]),
-        lab(&[all, LENGTH, ("TRUST", "0.0.0.0,10.0.0.0/8"), ("META", "client")]),
-        lab(&[all, LENGTH, ("H2_STREAMS", "2"), ("CLIENT_RATE", "1000/s")]),
-    ]
-}
-
-/// The name of each seed, its settings and its bytes; without those that are steps to make bytes from.
-fn seeds() -> Vec<(String, usize, Vec<u8>)> {
+/// The name of each seed and its bytes; without those that are steps to make bytes from.
+fn seeds() -> Vec<(String, Vec<u8>)> {
     let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds/h2");
-    const BARE: u8 = 0x80;
-    const STEPS: u8 = 0x40;
     let read = |entry: io::Result<std::fs::DirEntry>| {
         let entry = entry.unwrap();
         let bytes = std::fs::read(entry.path()).unwrap();
-        let [settings, cuts, rest @ ..] = &bytes[..] else { panic!("it has two bytes") };
-        let opening = if settings & BARE == 0 { OPENING } else { b"" };
-        let rest = &rest[(usize::from(*cuts) % 9).min(rest.len())..];
-        let name = entry.file_name().into_string().unwrap();
-        let settings_at = usize::from(settings & !BARE) % 3;
-        (settings & STEPS == 0).then(|| (name, settings_at, [opening, rest].concat()))
+        let is_steps = H2Input::read(&bytes).expect("a seed means something").is_steps();
+        (!is_steps).then(|| (entry.file_name().into_string().unwrap(), bytes))
     };
     let mut all: Vec<_> = std::fs::read_dir(directory).unwrap().filter_map(read).collect();
     all.sort();
@@ -54,16 +33,18 @@ fn seeds() -> Vec<(String, usize, Vec<u8>)> {
 #[test]
 fn seeds_admit_what_is_whole_wherever_they_are_cut_and_nothing_is_held() {
     rt::run_test(async {
-        let labs = labs();
+        let labs = H2Input::labs();
         // What a fuzzer has found is named by its digest.
-        let named = seeds().into_iter().filter(|(name, ..)| name.len() < 40);
-        for (name, settings, sends) in named {
+        let named = seeds().into_iter().filter(|(name, _)| name.len() < 40);
+        for (name, seed) in named {
+            let input = H2Input::read(&seed).unwrap();
+            let sends = input.pieces(input.rest).concat();
             let of_name = ADMITTED.iter().find(|(of, _)| *of == name);
             let admitted = of_name.map_or(0, |(_, admitted)| *admitted);
             for piece in [sends.len(), 1, 7, 50] {
                 let pieces: Vec<&[u8]> = sends.chunks(piece).collect();
-                let outcome = labs[settings].run_h2(&pieces).await;
-                let flaw = outcome.flaw(&sends, settings == WRAPPED);
+                let outcome = labs[input.lab()].run_h2(&pieces).await;
+                let flaw = outcome.flaw(&sends, input.is_wrapped());
                 assert_eq!(
                     (flaw, outcome.payloads.len()),
                     (None, admitted),
@@ -79,22 +60,24 @@ fn whatever_is_sent_nothing_is_held_and_nothing_is_answered_wrongly() {
     let seed = crate::http::peers::tests::seed();
     let mut rng = Rng::with_seed(seed);
     rt::run_test(async move {
-        let (labs, seeds) = (labs(), seeds());
+        let (labs, seeds) = (H2Input::labs(), seeds());
         for _ in 0..400 {
-            let (_, settings, mut sends) = seeds[rng.usize(..seeds.len())].clone();
+            let input = H2Input::read(&seeds[rng.usize(..seeds.len())].1).unwrap();
+            let mut sends = input.pieces(input.rest).concat();
+            let lab = &labs[input.lab()];
             for _ in 0..rng.usize(1..5) {
                 mutate(&mut sends, &mut rng);
             }
             let cut = rng.usize(..sends.len() + 1);
             let (first, second) = sends.split_at(cut);
-            let cut_up = labs[settings].run_h2(&[first, second]).await;
-            let whole = labs[settings].run_h2(&[&sends]).await;
-            let case = format!("seed {seed} {settings} {cut} {}", sends.escape_ascii());
+            let cut_up = lab.run_h2(&[first, second]).await;
+            let whole = lab.run_h2(&[&sends]).await;
+            let case = format!("seed {seed} {} {cut} {}", input.lab(), sends.escape_ascii());
             for outcome in [&cut_up, &whole] {
-                assert_eq!(outcome.flaw(&sends, settings == WRAPPED), None, "{case}");
+                assert_eq!(outcome.flaw(&sends, input.is_wrapped()), None, "{case}");
             }
             let is_calm = [&cut_up, &whole].iter().all(|outcome| outcome.is_calm(&sends));
-            if is_calm && settings != TIMED {
+            if is_calm && !input.is_timed() {
                 assert_eq!(cut_up.payloads, whole.payloads, "{case}");
             }
         }
@@ -113,7 +96,8 @@ fn a_wrong_outcome_is_told_from_a_right_one() {
     let answer = frame(0, 1, 1, br#"{"accepted":1,"ack":"queued"}"#);
     let goodbye = |last: u32| frame(7, 0, 0, &[last.to_be_bytes(), [0; 4]].concat());
     let padded = frame(0, 9, 1, b"\x02{\"data\":[12]}\0\0");
-    let sent = [OPENING, &frame(1, 4, 1, b"\x83"), &padded].concat();
+    let opening = [&H2_PREFACE[..], &settings].concat();
+    let sent = [&opening[..], &frame(1, 4, 1, b"\x83"), &padded].concat();
     let outcome = |answers: &[&[u8]], payloads: &[&[u8]]| H2Outcome {
         held: [0; 3],
         payloads: payloads.iter().map(|payload| payload.to_vec()).collect(),
