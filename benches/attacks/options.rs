@@ -46,9 +46,13 @@ impl Options {
         if let Some(word) = only.iter().find(|word| !names.iter().any(|n| n.contains(*word))) {
             return Err(format!("--only {word}: no attack has this in its name: {names:#?}"));
         }
+        // The server runs in a directory of its own, where a relative path would not be found.
+        let millrace = text("millrace").unwrap_or(env!("CARGO_BIN_EXE_millrace"));
+        let millrace = std::fs::canonicalize(millrace)
+            .map_err(|error| format!("--millrace {millrace}: {error}"))?;
         let short = Duration::from_millis(100);
         Ok(Options {
-            millrace: text("millrace").unwrap_or(env!("CARGO_BIN_EXE_millrace")).into(),
+            millrace,
             server_core: core("server-core", first)?,
             client_core: core("client-core", last)?,
             duration: if trial { 2 * short } else { duration },

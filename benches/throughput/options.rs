@@ -1,6 +1,7 @@
 //! The part of the command line that every bench of servers has: where it runs, for how long, and
 //! which binaries.
 
+use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -31,7 +32,12 @@ pub struct Defaults {
 impl Options {
     pub fn new(matches: &ArgMatches) -> Result<Options, String> {
         let (server, client) = halves();
-        let path = |name| text(matches, name).map(PathBuf::from);
+        // Each server runs in a directory of its own, where a relative path would not be found.
+        let binary = |name| {
+            let resolved =
+                |path| fs::canonicalize(path).map_err(|e| format!("--{name} {path}: {e}"));
+            text(matches, name).map(resolved).transpose()
+        };
         let time = |name| duration(matches, name).map(Option::unwrap_or_default);
         Ok(Options {
             server_cores: text(matches, "server-cores").map_or(Ok(server), core_list)?,
@@ -43,9 +49,9 @@ impl Options {
                 .iter()
                 .map(|text| setting(text))
                 .collect::<Result<_, _>>()?,
-            millrace: path("millrace"),
-            tokio: path("tokio"),
-            floor: path("floor"),
+            millrace: binary("millrace")?,
+            tokio: binary("tokio")?,
+            floor: binary("floor")?,
         })
     }
 
