@@ -582,6 +582,8 @@ pub struct CoreCells {
     pub spool_filled_bytes: Cell64,
     /// 1 while payloads are on disk only.
     pub spool_overflowing: Cell64,
+    /// Orphaned segments and batches in doubt that this core cannot open or read now.
+    pub spool_unreadable: Cell64,
     /// Error number of the last failed write to the spool; 0 while writes succeed or none was
     /// tried.
     pub spool_errno: Cell64,
@@ -790,7 +792,7 @@ const COUNTERS: [(&str, &str, Read); 35] = [
     ("core_deaths", "Cores that ended by a panic", |c| u64::from(c.is(CoreState::Died))),
 ];
 
-const GAUGES: [(&str, &str, Read); 48] = [
+const GAUGES: [(&str, &str, Read); 49] = [
     ("connections", "Open connections", |c| c.connections.value()),
     ("connections_limit", "MAX_CONNECTIONS, or as many as there are file descriptors for", |c| {
         c.connections_max.value()
@@ -894,6 +896,11 @@ const GAUGES: [(&str, &str, Read); 48] = [
     ("spool_filled_bytes", "Bytes of SPOOL_MAX that payloads and journals take", |c| {
         c.spool_filled_bytes.value()
     }),
+    (
+        "spool_unreadable",
+        "Files and batches of crashed processes that the disk does not let the server read now; tried again each second",
+        |c| c.spool_unreadable.value(),
+    ),
     ("spool_overflowing", "1 while spooled payloads wait on disk because the queue is full", |c| {
         c.spool_overflowing.value()
     }),

@@ -51,6 +51,7 @@ mod pending;
 mod prepare;
 mod reader;
 mod removed;
+mod replay;
 mod segment;
 mod stop;
 mod writer;

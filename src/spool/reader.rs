@@ -10,7 +10,6 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::ops::Range;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use crate::rt;
@@ -18,15 +17,10 @@ use crate::rt::sleep;
 use futures_lite::FutureExt;
 use glommio::io::ReadResult;
 
-use super::format::scan::{ScanStep, SegmentEnd, SegmentScan};
-use super::format::{
-    BLOCK, Checkpoint, CommitGroup, DATA_START, RequestRecord, SegmentDamage, group_requests,
-    keys_of,
-};
+use super::format::scan::{ScanStep, SegmentScan};
+use super::format::{CommitGroup, DATA_START, RequestRecord, SegmentDamage, group_requests};
+use super::replay::OrphanReader;
 use super::segment::Segment;
-use super::takeover::instances::{self, move_to_quarantine};
-use super::takeover::offers::OrphanedCore;
-use super::takeover::offers::OrphanedSegment;
 use super::writer::CommittedGroup;
 use super::{CoreDir, Spool};
 use crate::queue::admission::Need;
@@ -145,42 +139,21 @@ impl Window {
     }
 }
 
-/// An orphaned segment that is being read back.
-struct SegmentReplay {
-    dir: Rc<CoreDir>,
-    core: Arc<OrphanedCore>,
-    segment: Rc<Segment>,
-    scan: SegmentScan,
-    window: Window,
-    /// Origin of its payloads' keys.
-    origin: Option<Rc<Origin>>,
-    /// Number of the next payload if nothing is missing.
-    next_ordinal: u32,
-}
-
 impl Spool {
     /// The reader's task.
     pub(super) async fn read_back(self: Rc<Self>) {
-        let mut replay = None;
+        let mut orphans = OrphanReader::default();
         let mut window = Window::default();
         while !self.overflow.is_stopped() {
-            if replay.is_none()
-                && let Some(orphan) = self.setup.takeover.take()
-            {
-                replay = self.begin_replay(orphan).await;
-            }
             if self.disk.health.is_failing() {
                 // Payloads that are read back could not be completed, and would take the room of
                 // payloads that are only in memory.
                 sleep(LOOK_EVERY).await;
                 continue;
             }
-            let caught_up = !self.step_own(&mut window).await;
-            if let Some(replaying) = &mut replay {
-                if !self.step_replay(replaying).await {
-                    replay = None;
-                }
-            } else if caught_up {
+            let has_caught_up = !self.step_own(&mut window).await;
+            let is_idle = !self.step_orphans(&mut orphans).await;
+            if has_caught_up && is_idle {
                 self.overflow.overflowed.wait().or(sleep(LOOK_EVERY)).await;
             }
             rt::yield_if_needed().await;
@@ -251,7 +224,12 @@ impl Spool {
     }
 
     /// Reports synced payloads that can no longer be read, and completes them.
-    fn record_loss(&self, segment: &Segment, ordinals: Range<u32>, damage: &SegmentDamage) {
+    pub(super) fn record_loss(
+        &self,
+        segment: &Segment,
+        ordinals: Range<u32>,
+        damage: &SegmentDamage,
+    ) {
         let lost = segment.complete_missing(ordinals);
         let file = segment.path().display();
         tracing::error!(lost, "payloads lost: {file} is {damage}");
@@ -269,134 +247,9 @@ impl Spool {
         self.overflow.oldest().into_iter().chain(self.taken.oldest()).min()
     }
 
-    async fn begin_replay(&self, orphan: OrphanedSegment) -> Option<SegmentReplay> {
-        let path = orphan.path.clone();
-        if orphan.bytes < BLOCK {
-            // An empty file: its process died while creating it.
-            let empty = orphan.bytes == 0;
-            if !empty {
-                tracing::error!("{} is not a spool segment", path.display());
-            }
-            let finish = move || {
-                let gone = if empty { instances::remove(&path) } else { move_to_quarantine(&path) };
-                if let Err(error) = gone {
-                    tracing::warn!("{} could not be removed: {error}", path.display());
-                }
-                orphan.finished();
-                Ok(())
-            };
-            let _a_disk_that_hangs = self.disk.run(finish).await;
-            return None;
-        }
-        let core = orphan.core.clone();
-        let opened = async {
-            let segment = Segment::open_orphaned(orphan, self.disk.clone()).await?;
-            let head = segment.read(0..DATA_START.min(segment.bytes())).await?;
-            let scan = SegmentScan::new(segment.bytes(), &head);
-            let checkpoint = Checkpoint::read(&head);
-            segment.resume(checkpoint);
-            io::Result::Ok((Rc::new(segment), scan))
-        };
-        match opened.await {
-            Ok((segment, scan)) => {
-                self.taken.add(segment.clone());
-                let window = Window::default();
-                let dir = self.taken.dir_of(&core);
-                Some(SegmentReplay {
-                    dir,
-                    core,
-                    segment,
-                    scan,
-                    window,
-                    origin: None,
-                    next_ordinal: 0,
-                })
-            }
-            Err(error) => {
-                let path = path.display();
-                tracing::error!("{path} of the spool cannot be read and is left in place: {error}");
-                None
-            }
-        }
-    }
-
-    /// Queues one group of an orphaned segment. Returns whether there may be more.
-    async fn step_replay(&self, replay: &mut SegmentReplay) -> bool {
-        let SegmentReplay { dir, core, segment, scan, window, origin, next_ordinal } = replay;
-        let file = segment.path().display().to_string();
-        match window.next(segment, scan).await {
-            Ok((ScanStep::Group(_, group), range)) => {
-                let head = &group.head;
-                if origin.is_none() {
-                    // Segments are offered only once all batches of their directory are done, so
-                    // all members are complete.
-                    core.members
-                        .of_segment(head.label.id)
-                        .for_each(|run| segment.complete_run(run));
-                }
-                if head.first_ordinal > *next_ordinal {
-                    let damage = SegmentDamage { at: range.clone(), why: "missing before here" };
-                    self.record_loss(segment, *next_ordinal..head.first_ordinal, &damage);
-                }
-                *next_ordinal = head.first_ordinal + group.payloads;
-                segment.found_group(head);
-                let bytes = window.bytes(&range);
-                let origin = origin.get_or_insert_with(|| {
-                    let of = Origin::new(head.label.node.clone(), head.label.core as usize);
-                    let of = of.with_keys(keys_of(head, bytes));
-                    Rc::new(if core.is_single_objects { of.for_single_objects() } else { of })
-                });
-                let done = |ordinal| segment.is_done(ordinal);
-                self.enqueue_group((dir, segment), &group, bytes, Some(origin), done).await
-            }
-            Ok((ScanStep::Damage(damage), _)) => {
-                tracing::error!("{file} is {damage}; the rest of it is replayed");
-                segment.mark_damaged();
-                true
-            }
-            Ok((ScanStep::End(end), _)) => {
-                self.end_replay(segment, *next_ordinal, end);
-                false
-            }
-            Ok((ScanStep::NeedBytes, _)) => {
-                unreachable!("ReadWindow::next continues until there is a result")
-            }
-            Err(error) => {
-                tracing::error!(
-                    "{file} of the spool cannot be read, retried at the next start: {error}"
-                );
-                false
-            }
-        }
-    }
-
-    fn end_replay(&self, segment: &Segment, payloads: u32, end: SegmentEnd) {
-        let file = segment.path().display();
-        match end {
-            SegmentEnd::Clean => {}
-            SegmentEnd::Torn { at, why } => tracing::info!(
-                "{file} has a torn tail at byte {at}, which was never acknowledged ({why}): truncated"
-            ),
-            SegmentEnd::Lost { at, why } => {
-                tracing::error!("{file} is damaged from byte {at} on, where payloads were: {why}");
-            }
-            SegmentEnd::Foreign => tracing::error!("{file} is not a spool segment"),
-            SegmentEnd::Version(version) => tracing::error!(
-                "{file} was written by another version (format {version}): start that version to empty it"
-            ),
-            SegmentEnd::Truncated { bytes, of } => {
-                tracing::error!("{file} is truncated: {bytes} of {of} bytes");
-            }
-        }
-        if !matches!(end, SegmentEnd::Clean | SegmentEnd::Torn { .. }) {
-            segment.mark_damaged();
-        }
-        segment.close_orphaned(payloads);
-    }
-
     /// Queues the payloads of a group except those for which `skip` is true, waiting for room.
     /// Returns false once the queue has closed.
-    async fn enqueue_group(
+    pub(super) async fn enqueue_group(
         &self,
         (dir, segment): (&Rc<CoreDir>, &Rc<Segment>),
         group: &CommitGroup,

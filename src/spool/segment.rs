@@ -164,16 +164,17 @@ impl Segment {
         Ok(segment)
     }
 
-    /// Opens an orphaned file, to be emptied and removed.
-    pub async fn open_orphaned(
-        orphan: OrphanedSegment,
-        disk: Rc<SpoolDisk>,
-    ) -> io::Result<Segment> {
-        let segment = Segment::open(orphan.path.clone(), disk).await?;
-        segment.orphan.replace(Some(orphan));
+    /// Opens the file of an orphaned segment, which it then [adopts](Segment::adopt).
+    pub async fn open_orphaned(path: PathBuf, disk: Rc<SpoolDisk>) -> io::Result<Segment> {
+        let segment = Segment::open(path, disk).await?;
         // The dead process may not have synced everything that is read from here on.
         segment.sync().await?;
         Ok(segment)
+    }
+
+    /// It is to be emptied and removed for `orphan`, whose file it is.
+    pub fn adopt(&self, orphan: OrphanedSegment) {
+        self.orphan.replace(Some(orphan));
     }
 
     fn new(

@@ -403,6 +403,47 @@ fn what_was_full_once_has_room_again() {
     }
 }
 
+/// Rows: whether something else has the name of a file that is away at first. It is read once it can be, and those behind
+/// it are not kept waiting.
+#[test]
+fn an_orphaned_segment_that_cannot_be_read_is_tried_again() {
+    for has_other in [false, true] {
+        run(async {
+            let dir = tempfile::tempdir().unwrap();
+            let home = Home::open(dir.path(), "n", &[0]).unwrap();
+            let rig = Rig::new(&home, &Arc::default(), "n", SMALL).await;
+            for number in 0..20 {
+                rig.send(&[format!("\"{number}\"").as_bytes()]).await.unwrap();
+            }
+            let files = segments(&home);
+            assert!(files.len() >= 2, "there is one behind it");
+            rig.crash().await;
+            drop(home);
+            let home = Home::open(dir.path(), "m", &[0]).unwrap();
+            let (_taken, orphans) = take_over(&home);
+            let orphan = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path());
+            let mut orphan = orphan.filter(|path| path.to_string_lossy().contains("n~"));
+            let file = orphan.next().unwrap().join("core-0").join(files[0].file_name().unwrap());
+            let aside = dir.path().join("aside");
+            fs::rename(&file, &aside).unwrap();
+            if has_other {
+                fs::create_dir(&file).unwrap();
+            }
+            let rig = Rig::new(&home, &orphans, "m", SMALL).await;
+            until("it is seen", || rig.cells.spool_unreadable.value() == 1).await;
+            until("the one behind it is read", || rig.queue.len() == 4).await;
+            if has_other {
+                fs::remove_dir(&file).unwrap();
+            }
+            fs::rename(&aside, &file).unwrap();
+            until("all are read", || rig.queue.len() == 20).await;
+            until("none waits", || rig.cells.spool_unreadable.value() == 0).await;
+            rig.store(20).await;
+            until("nothing is left", || orphans.bytes() == 0).await;
+        });
+    }
+}
+
 /// The keeper looks only when it is told to, so the group that fills half of a segment tells it.
 #[test]
 fn the_next_segment_is_created_when_one_is_half_full() {

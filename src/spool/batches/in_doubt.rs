@@ -46,6 +46,10 @@ pub struct BatchInDoubt {
     files: HashMap<u64, IndexedSegment>,
     loaded: Option<LoadedGroup>,
     lost: u64,
+    /// Payloads that were read or found lost since it began or was rewound.
+    passed: u64,
+    /// The most of them so far: what is lost up to there was counted.
+    judged: u64,
     /// Bytes of the payloads read so far.
     bytes: u64,
 }
@@ -116,6 +120,8 @@ impl Spool {
             files: HashMap::new(),
             loaded: None,
             lost: 0,
+            passed: 0,
+            judged: 0,
             bytes: 0,
         }
     }
@@ -146,7 +152,8 @@ impl BatchInDoubt {
     ///
     /// # Errors
     /// `InvalidData`: members are lost, which is logged and counted; the next call continues after
-    /// them. Any other error: the disk cannot read them now; the next call retries.
+    /// them. Any other error: the disk cannot read them now; the next call retries, also after
+    /// [`rewind`](BatchInDoubt::rewind).
     pub async fn next(&mut self) -> io::Result<Option<&[u8]>> {
         if self.run.is_none() {
             let (runs, mut cursor) = (self.batch().runs(), self.cursor);
@@ -161,6 +168,9 @@ impl BatchInDoubt {
         };
         let left = MemberRun { first: run.first + passed, count: run.count - passed, ..run };
         self.run = (left.count > 0).then_some(left);
+        self.passed += u64::from(passed);
+        let judged_now = self.passed.saturating_sub(self.judged);
+        self.judged += judged_now;
         match next {
             MemberAt::Loaded(index) => {
                 let loaded = self.loaded.as_ref().expect("found there");
@@ -169,19 +179,30 @@ impl BatchInDoubt {
                 self.spool.setup.cells.spool_bytes.add(payload.len() as u64);
                 Ok(Some(payload))
             }
-            MemberAt::Lost(count) => Err(self.record_loss(run, count)),
+            MemberAt::Lost(count) => Err(self.record_loss(run, count, judged_now)),
         }
     }
 
-    fn record_loss(&mut self, run: MemberRun, count: u32) -> io::Error {
+    /// Goes back to the first payload, without what was read of it in memory.
+    pub fn rewind(&mut self) {
+        self.spool.setup.cells.spool_bytes.sub(self.bytes);
+        (self.bytes, self.passed) = (0, 0);
+        (self.cursor, self.run, self.loaded) = (RunCursor::default(), None, None);
+        self.files.clear();
+    }
+
+    /// The first `count` payloads of `run` are lost, `new` of which were not counted before.
+    fn record_loss(&mut self, run: MemberRun, count: u32, new: u64) -> io::Error {
         let MemberRun { segment, first, .. } = run;
-        let (key, dir, count) = (self.key(), self.core.path.display(), u64::from(count));
+        let (key, dir) = (self.key(), self.core.path.display());
         let text =
             format!("{count} payloads of {key}, from number {first} in segment {segment} of {dir}");
-        tracing::error!(lost = count, "payloads lost: damage took {text}");
-        self.lost += count;
-        self.spool.setup.cells.payloads_lost.add(count);
-        self.spool.setup.cells.spool_payloads.sub(count);
+        if new > 0 {
+            tracing::error!(lost = new, "payloads lost: damage took {text}");
+        }
+        self.lost += new;
+        self.spool.setup.cells.payloads_lost.add(new);
+        self.spool.setup.cells.spool_payloads.sub(new);
         io::Error::new(io::ErrorKind::InvalidData, format!("damage took {text}"))
     }
 

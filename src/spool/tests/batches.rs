@@ -162,6 +162,68 @@ fn a_dropped_batch_is_left_to_the_next_process_in_either_phase() {
     });
 }
 
+/// One of its segments is away for a while, and payloads of the one before it are lost for good, which
+/// is counted once.
+#[test]
+fn a_batch_that_cannot_be_read_is_read_again_from_its_beginning() {
+    run(async {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(dir.path(), "n", &[0]).unwrap();
+        let rig = Rig::new(&home, &Arc::default(), "n", SMALL).await;
+        // 16 groups fill a segment.
+        rig.numbers(0..30).await;
+        let jobs = rig.pops(30).await;
+        drop((rig.intend("a", &jobs).await, jobs));
+        rig.crash().await;
+        let (home, _taken, orphans) = successor(dir.path(), home, "m");
+        let entries = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path());
+        let mut orphan = entries.filter(|path| path.to_string_lossy().contains("n~"));
+        let mut files: Vec<_> = fs::read_dir(orphan.next().unwrap().join("core-0"))
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.extension().is_some_and(|extension| extension == "seg"))
+            .collect();
+        files.sort();
+        let mut bytes = fs::read(&files[0]).unwrap();
+        // Each group takes a block.
+        bytes[DATA_START as usize + 3 * 4096 + 20] ^= 1;
+        fs::write(&files[0], bytes).unwrap();
+        let aside = dir.path().join("aside");
+        fs::rename(&files[1], &aside).unwrap();
+        let rig = Rig::new(&home, &orphans, "m", SMALL).await;
+        let mut a = rig.spool.next_in_doubt().await.unwrap();
+        let mut found = Vec::new();
+        for round in 0..3 {
+            let is_away = round < 2;
+            if !is_away {
+                fs::rename(&aside, &files[1]).unwrap();
+            }
+            found.clear();
+            let failed = loop {
+                match a.next().await {
+                    Ok(Some(payload)) => found.push(payload.to_vec()),
+                    Ok(None) => break false,
+                    Err(error) if error.kind() == io::ErrorKind::InvalidData => {}
+                    Err(_) => break true,
+                }
+            };
+            assert_eq!(failed, is_away);
+            if is_away {
+                assert!((10..16).contains(&found.len()), "of the first segment: {}", found.len());
+                a.rewind();
+                assert_eq!(rig.cells.spool_bytes.value(), 0);
+            } else {
+                let all: Vec<_> = (0..30).filter(|number| *number != 3).map(text).collect();
+                assert_eq!(found, all);
+            }
+            assert_eq!(rig.cells.payloads_lost.value(), 1);
+        }
+        assert_eq!(rig.cells.spool_payloads.value(), 29);
+        a.complete().await.unwrap();
+        assert_eq!((rig.cells.spool_payloads.value(), rig.cells.spool_bytes.value()), (0, 0));
+    });
+}
+
 #[test]
 fn a_journal_is_renewed_again_and_again_and_keeps_open_batches() {
     run(async {
