@@ -50,10 +50,10 @@ impl Cell64 {
     }
 }
 
-/// The statuses this server sends; a core counts 503 by reason, as [`Unavailable`]. Any other is
+/// The statuses of answers to requests; a core counts 503 by reason, as [`Unavailable`]. Any other is
 /// counted as the last one, 0 (`other`).
-pub const STATUSES: [u16; 16] =
-    [200, 400, 401, 404, 405, 408, 413, 415, 429, 431, 500, 501, 502, 503, 504, 0];
+pub const STATUSES: [u16; 15] =
+    [200, 400, 401, 404, 405, 408, 413, 415, 429, 431, 501, 502, 503, 504, 0];
 
 /// Upper bounds in microseconds of every latency bucket but the last (`+Inf`).
 pub const LATENCY_BOUNDS_US: [u64; 21] = [

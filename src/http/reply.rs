@@ -408,6 +408,7 @@ fn with(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::STATUSES;
     use crate::spool::DiskError;
     use http_body_util::BodyExt;
 
@@ -446,6 +447,66 @@ mod tests {
             assert_eq!(members.map(|name| value[name].as_u64().unwrap()), [9, 4, 2]);
             assert_eq!(value.as_object().unwrap().len(), 4);
         }
+    }
+
+    /// A status that nothing sends would stand in the metrics, and one that is missing would be `other`.
+    #[test]
+    fn the_statuses_of_the_metrics_are_those_of_answers() {
+        let text = String::new;
+        let outcomes = Outcomes { accepted: 1, stored: 0, dead_lettered: 0, lost: 1 };
+        let throttled = Throttled {
+            retry_after_s: 1,
+            policy: text(),
+            limit: text(),
+            error: text(),
+            violated: Vec::new(),
+        };
+        let answers = [
+            Answer::Accepted { count: 1, ack: Ack::Queued },
+            Answer::NotStored(outcomes),
+            Answer::Undecided { outcomes, stopped: false },
+            Answer::NotSynced,
+            Answer::NotFound { wanted: "/".into() },
+            Answer::MethodNotAllowed,
+            Answer::BadRequest(text()),
+            Answer::BadHead(HeadError::TwoLengths),
+            Answer::BadHead(HeadError::UnknownCoding),
+            Answer::Unauthorized(TokenRefusal::NoHeader),
+            Answer::BodyTimeout(text()),
+            Answer::TooLarge(text()),
+            Answer::UnsupportedEncoding,
+            Answer::Throttled(Box::new(throttled)),
+            Answer::Stopping,
+        ];
+        // The last one is of a head that is too long, which hyper answers.
+        let mut sent = vec![431];
+        for answer in answers {
+            match &answer {
+                // To add a kind of answer, add it to the list above as well, unless it is no answer to a
+                // request: see `count_tokenless`.
+                Answer::Accepted { .. }
+                | Answer::NotStored(_)
+                | Answer::Undecided { .. }
+                | Answer::NotSynced
+                | Answer::NotFound { .. }
+                | Answer::MethodNotAllowed
+                | Answer::BadRequest(_)
+                | Answer::BadHead(_)
+                | Answer::Unauthorized(_)
+                | Answer::BodyTimeout(_)
+                | Answer::TooLarge(_)
+                | Answer::UnsupportedEncoding
+                | Answer::Throttled(_)
+                | Answer::Unavailable { .. }
+                | Answer::Stopping => {}
+                Answer::Health(_) | Answer::HealthMethodNotAllowed | Answer::Preflight(_) => {}
+            }
+            sent.push(answer.render(false, HeaderMap::new()).status().as_u16());
+        }
+        sent.sort_unstable();
+        sent.dedup();
+        let counted: Vec<u16> = STATUSES.into_iter().filter(|status| *status != 0).collect();
+        assert_eq!(sent, counted);
     }
 
     #[test]
