@@ -108,8 +108,8 @@ echo "stored: all of $(wc -l </tmp/acknowledged)"
 
 step 'upgrade while the spool holds what the store does not take, and remove and install'
 cp $config /root/kept.toml
-sed -i 's|^store = .*|store = "s3://bucket/"\ns3_endpoint = "http://127.0.0.1:1"\ndrain_timeout = "2s"|' $config
-printf 'AWS_REGION=x\nAWS_ACCESS_KEY_ID=x\nAWS_SECRET_ACCESS_KEY=x\n' >/etc/millrace/millrace.env
+sed -i 's|^store = .*|store = "s3://bucket/"\ndrain_timeout = "2s"|' $config
+printf 'AWS_ENDPOINT_URL=http://127.0.0.1:1\nAWS_REGION=x\nAWS_ACCESS_KEY_ID=x\nAWS_SECRET_ACCESS_KEY=x\n' >/etc/millrace/millrace.env
 systemctl start millrace
 for number in 1 2 3; do
     [ "$(curl -fsS localhost:8080/payloads -d "{\"data\":[{\"kept\":$number}]}")" = '{"accepted":1,"ack":"spooled"}' ] ||
@@ -168,7 +168,7 @@ for _ in {1..100}; do
     sleep 0.1
 done
 ! systemctl start millrace || die 'it starts on a port that somebody holds'
-logged '127.0.0.1:8080.*in use' || die 'the journal does not name the port'
+logged '127.0.0.1:8080 is taken by another' || die 'the journal does not name the port'
 package -i /root/one.deb
 [ "$(dpkg-query -W -f '${Status}' millrace)" = 'install ok installed' ] || die 'a port keeps the upgrade from its end'
 systemctl stop holder

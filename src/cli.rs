@@ -250,7 +250,11 @@ A setting's value comes from its flag (--max-workers), else the environment vari
 (MILLRACE_MAX_WORKERS or, if that is absent, MAX_WORKERS), else the TOML file (max_workers),
 else its default. MILLRACE_CONFIG names the TOML file, like --config. ADMIN_TOKEN is a secret
 and so has no flag.
-Sizes and times have units: 64MiB, 1GB, 250ms, 10s, 5m.";
+Sizes and times have units: 64MiB, 1GB, 250ms, 10s, 5m.
+
+Exit status: 0: done. 1: done in part, or the answer is no: a server that is not well, files that are
+damaged, something left or lost. 2: refused: bad usage, a bad setting, or what the command needs is
+not there.";
 
 /// What every command on dead letters reads.
 const DEAD_LETTERS: &[&str] = &["DEAD_LETTER_DIR"];

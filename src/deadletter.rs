@@ -13,7 +13,6 @@
 
 pub mod bundle;
 mod letter;
-mod ownership;
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -28,8 +27,8 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 
 pub use letter::{DeadLetter, TRACES_MAX};
-pub use ownership::give_to_owner_of_directory;
 
+use crate::ownership::{create_dir_all, give_to_owner_of_directory, give_to_owner_of_parent};
 use crate::queue::job::Payload;
 use crate::rt;
 use bundle::{BUNDLE, BundleReader, BundleWriter};
@@ -472,11 +471,12 @@ impl DeadLetters {
 #[expect(clippy::disallowed_methods, reason = "runs before the executors serve anything")]
 pub fn create_dir(directory: &Path) -> io::Result<()> {
     if let Some(parent) = directory.parent() {
-        fs::create_dir_all(parent)?;
+        create_dir_all(parent)?;
     }
     match DirBuilder::new().mode(0o700).create(directory) {
         Err(_) if directory.is_dir() => Ok(()),
-        made => made,
+        Err(error) => Err(error),
+        Ok(()) => give_to_owner_of_parent(directory),
     }
 }
 

@@ -88,6 +88,7 @@ mod limits;
 mod log;
 mod metrics;
 mod net;
+mod ownership;
 mod preflight;
 mod queue;
 mod quota;

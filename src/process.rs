@@ -105,14 +105,17 @@ fn run(command: Command, flags: Flags) -> Result<Exit, String> {
     };
     // Its drop writes the last lines.
     let _log = crate::log::start(&config.log, config.log_format)?;
-    let outcome = match handlers {
-        Some((signals, reloads)) => serve(config, flags, effective, signals, reloads),
+    match handlers {
+        Some((signals, reloads)) => {
+            let served = serve(config, flags, effective, signals, reloads);
+            Ok(served.unwrap_or_else(|error| {
+                tracing::error!("{error}");
+                Exit::Refused
+            }))
+        }
+        // What goes wrong with a command is for whoever has typed it, not for a log.
         None => run_command(command, config, &effective),
-    };
-    Ok(outcome.unwrap_or_else(|error| {
-        tracing::error!("{error}");
-        Exit::Refused
-    }))
+    }
 }
 
 fn serve(

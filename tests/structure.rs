@@ -46,7 +46,7 @@ const FLOORS: &[&[&str]] = &[
     &["log"],
     &["throttle", "stop"],
     &["rt", "sync"],
-    &["coding", "alloc"],
+    &["coding", "alloc", "ownership"],
 ];
 
 /// Imports that still run up, as (from, to). A pair that is no longer needed fails the test, so

@@ -11,7 +11,7 @@
 mod host_facts;
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
@@ -60,10 +60,19 @@ pub fn run(
     let since_epoch = rt::wall_clock().duration_since(UNIX_EPOCH).unwrap_or_default();
     let name = format!("millrace-debug-{}", since_epoch.as_secs());
     let path = options.out.clone().unwrap_or_else(|| format!("{name}.tar").into());
-    let failed = |error: io::Error| format!("{}: {error}", path.display());
-    let out: Box<dyn Write> = match path.to_str() {
-        Some("-") => Box::new(super::out::data()),
-        _ => Box::new(create(&path).map_err(failed)?),
+    let is_stdout = path.as_os_str() == "-";
+    let failed = |error: io::Error| match is_stdout {
+        true => super::out::unwritable(&error),
+        false => format!("{}: {error}", path.display()),
+    };
+    let out: Box<dyn Write> = match is_stdout {
+        true if io::stdout().is_terminal() => {
+            return Err("standard output is a terminal, which shows no tar: send it into a file or a pipe, or \
+                        give -o FILE"
+                .to_owned());
+        }
+        true => Box::new(super::out::data()),
+        false => Box::new(create(&path).map_err(failed)?),
     };
     let bundle = Bundle {
         tar: tar::Builder::new(out),
@@ -81,7 +90,8 @@ pub fn run(
     for problem in &problems {
         complain(format_args!("not in the bundle: {problem}"));
     }
-    complain(format_args!("{} is written; look through it before you pass it on", path.display()));
+    let written = if is_stdout { "the bundle".to_owned() } else { path.display().to_string() };
+    complain(format_args!("{written} is written; look through it before you pass it on"));
     Ok(if problems.is_empty() { Exit::Clean } else { Exit::Unstored })
 }
 

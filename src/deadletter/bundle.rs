@@ -23,8 +23,8 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use flate2::Crc;
 
-use super::ownership::give_to_owner_of;
 use super::{DeadLetter, DeadLetterError, DeadLetters, create_private};
+use crate::ownership::give_to_owner_of;
 
 /// Extension of a file of many dead letters.
 pub(super) const BUNDLE: &str = "letters";

@@ -21,7 +21,8 @@ use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, chown};
 use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -34,6 +35,7 @@ use glommio::io::{BufferedFile, Directory, OpenOptions};
 use super::{Class, Object, Progress, PutError};
 use crate::config::FileMode;
 use crate::key::{TEMPORARY, is_in_temporary};
+use crate::ownership::owner_to_give_to;
 use crate::queue::job::Payload;
 use crate::rt::{self, TaskKind};
 use crate::sync::Semaphore;
@@ -52,6 +54,8 @@ pub struct Root {
     mode: FileMode,
     /// Creating a file with `mode` is not enough; the mode must be set afterwards.
     set_mode: bool,
+    /// User and group of what is made here, unless they are those of this process.
+    owner: Option<[u32; 2]>,
 }
 
 /// One core's writer into a directory shared with the other cores.
@@ -96,7 +100,8 @@ impl FileStore {
             }
         }
         let set_mode = mode.has_to_be_set(&temporary)?;
-        Ok(Root { path, mode, set_mode })
+        let owner = owner_to_give_to(&temporary)?;
+        Ok(Root { path, mode, set_mode, owner })
     }
 
     /// A put dropped while it waits for a permit has done nothing; after that it runs to its end.
@@ -204,6 +209,11 @@ async fn write_synced(
 ) -> io::Result<()> {
     let file = create(path, root.mode).await?;
     let written = async {
+        if let Some([user, group]) = root.owner {
+            // The file that is open, whatever has its name by now.
+            let opened = format!("/proc/self/fd/{}", file.as_raw_fd());
+            rt::blocking(move || chown(opened, Some(user), Some(group))).await?;
+        }
         if root.set_mode {
             let (path, mode) = (path.to_owned(), root.mode);
             rt::blocking(move || mode.set_on_file(&path)).await?;
@@ -723,7 +733,7 @@ mod tests {
     #[test]
     fn temporary_names_differ_though_node_core_and_process_are_the_same() {
         let mode = FileMode::parse("0600").unwrap();
-        let root = Root { path: PathBuf::new(), mode, set_mode: false };
+        let root = Root { path: PathBuf::new(), mode, set_mode: false, owner: None };
         let store = || FileStore::new(root.clone(), "node-0", 1);
         assert_ne!(store().folder.temporary(0), store().folder.temporary(0));
     }

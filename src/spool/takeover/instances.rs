@@ -29,7 +29,8 @@ use arc_swap::ArcSwap;
 use rustix::fs::{FlockOperation, flock};
 
 use crate::config::QUARANTINE;
-use crate::deadletter::{create_dir, give_to_owner_of_directory};
+use crate::deadletter::create_dir;
+use crate::ownership::give_to_owner_of_directory;
 use crate::rt;
 use crate::spool::batches::ledger::{is_journal, journals_of};
 use crate::spool::disk::DiskThread;

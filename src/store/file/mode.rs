@@ -12,6 +12,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::Path;
 
 use crate::config::FileMode;
+use crate::ownership::give_to_owner_of_parent;
 
 /// Permissions of a directory's or a file's owner, group and others.
 const PERMISSIONS: u32 = 0o777;
@@ -71,6 +72,7 @@ impl FileMode {
 
     fn create_dir(self, path: &Path) -> io::Result<()> {
         DirBuilder::new().mode(self.of_directories()).create(path)?;
+        give_to_owner_of_parent(path)?;
         match set(path, self.of_directories()) {
             // Ours, so it is the file system that has no permissions; reported once, for files.
             Err(error)

@@ -168,6 +168,51 @@ fn check_prints_a_table_and_says_whether_a_server_would_start() {
     assert!(text.contains("FAIL  STORE") && text.contains("a file is in the way"), "{text}");
 }
 
+/// Rows: a command, what is wrong and the exit status. What went wrong is plain text on standard error,
+/// also where the command has a log.
+#[test]
+fn commands_say_what_is_wrong_in_plain_lines() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("file"), "x").unwrap();
+    let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (nobody, page) = (format!("http://{gone}"), format!("http://{gone}/payloads"));
+    let lacking = ("MAX_WORKERS", "many");
+    for (args, setting, status, said) in [
+        (&["check"][..], lacking, 2, "MAX_WORKERS"),
+        (&["health"], lacking, 1, "MAX_WORKERS"),
+        (&["tap"], lacking, 2, "MAX_WORKERS"),
+        (&["top"], lacking, 2, "MAX_WORKERS"),
+        (&["debug", "bundle", "-o", "-"], lacking, 2, "MAX_WORKERS"),
+        (&["dead-letter", "ls"], lacking, 2, "MAX_WORKERS"),
+        (&["dead-letter", "replay"], lacking, 2, "MAX_WORKERS"),
+        (&["spool", "ls"], lacking, 2, "MAX_WORKERS"),
+        (&["spool", "replay"], lacking, 2, "MAX_WORKERS"),
+        (&["health", &nobody], ("LOG", "info"), 1, "refused"),
+        (&["tap", &nobody], ("LOG", "info"), 2, "refused"),
+        (&["tap", "nowhere"], ("LOG", "info"), 2, "the URL"),
+        (&["top", &nobody], ("LOG", "info"), 2, "terminal"),
+        (&["debug", "bundle", "-o", "file"], ("LOG", "info"), 2, "file: File exists"),
+        (&["debug", "bundle", "nowhere"], ("LOG", "info"), 2, "the URL"),
+        (&["bench", &page], ("LOG", "info"), 2, "refused"),
+        (&["man", "file"], ("LOG", "info"), 2, "file"),
+        (&["dead-letter", "ls"], ("DEAD_LETTER_DIR", "file"), 2, "file"),
+        (&["dead-letter", "replay"], ("STORE", "file:./file"), 2, "STORE"),
+        (&["dead-letter", "show", "k"], ("LOG", "info"), 1, "no dead letter has this key"),
+        (&["spool", "ls", "none"], ("LOG", "info"), 2, "none"),
+        (&["spool", "verify", "file"], ("LOG", "info"), 2, "file"),
+        (&["spool", "export", "file"], ("LOG", "info"), 2, "file"),
+        (&["spool", "replay", "file"], ("LOG", "info"), 2, "file"),
+        (&["spool", "bench", "file"], ("LOG", "info"), 2, "file"),
+    ] {
+        let output = run(dir.path(), args, &[setting, ("LOG_FORMAT", "json")]);
+        let text = String::from_utf8(output.stderr.clone()).unwrap();
+        assert_eq!(output.status.code(), Some(status), "{args:?} {setting:?}: {text}");
+        let everything = all(&output);
+        assert!(everything.contains(said), "{args:?} {setting:?}: {everything}");
+        assert!(!text.contains("timestamp") && !text.contains('{'), "{args:?} {setting:?}: {text}");
+    }
+}
+
 #[test]
 fn a_taken_port_and_directories_in_the_way_are_refused_before_anything_starts() {
     let dir = tempfile::tempdir().unwrap();

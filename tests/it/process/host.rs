@@ -5,7 +5,7 @@
 //! Method: the binary behind `prlimit`, `setpriv`, `chrt` and `unshare`. What this host does not
 //! allow is skipped, see `support::needs`.
 
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{MetadataExt as _, chown};
 use std::sync::Arc;
 
 use rustix::process::{Resource, Rlimit, getrlimit, getuid, setrlimit};
@@ -125,6 +125,44 @@ fn a_limit_on_threads_is_served_with_or_refused_by_name() {
     let dir = Arc::new(tempfile::tempdir().unwrap());
     chown(dir.path(), Some(61234), Some(61234)).unwrap();
     serves(&limited("--nproc=16:16"), dir, &[]);
+}
+
+/// What root makes in a directory of another user must be that user's: the server that runs as that user
+/// could otherwise neither read nor remove it.
+#[test]
+fn what_root_makes_belongs_to_the_owner_of_the_directory() {
+    if !getuid().is_root() {
+        skip(Need::Root, "not root");
+        return;
+    }
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    chown(dir.path(), Some(61234), Some(61235)).unwrap();
+    let below = [
+        ("ACK", "spooled"),
+        ("KEY", "{date:%Y}/{node}-{core}-{seq}.json"),
+        ("STORE", "file:./data"),
+    ];
+    let settings =
+        [&below[..], &[("SPOOL_DIR", "a/spool"), ("DEAD_LETTER_DIR", "b/letters")]].concat();
+    serves(&["env"], dir.clone(), &settings);
+    let mut found = Vec::new();
+    let mut unread = vec![dir.path().to_owned()];
+    while let Some(next) = unread.pop() {
+        for entry in std::fs::read_dir(next).unwrap() {
+            let path = entry.unwrap().path();
+            let about = path.symlink_metadata().unwrap();
+            let name = path.strip_prefix(dir.path()).unwrap().display().to_string();
+            found.push((name, about.uid(), about.gid()));
+            if about.is_dir() {
+                unread.push(path);
+            }
+        }
+    }
+    let is_theirs = |(_, user, group): &(String, u32, u32)| (*user, *group) == (61234, 61235);
+    assert!(found.iter().all(is_theirs), "{found:#?}");
+    for part in ["data/2", ".json", "b/letters", "a/spool"] {
+        assert!(found.iter().any(|(name, ..)| name.contains(part)), "{part}: {found:#?}");
+    }
 }
 
 #[test]
