@@ -172,6 +172,23 @@ pub fn log_last_line(text: &str) {
     }
 }
 
+/// A number and what it counts, as people write it: `1 thread`, `2 threads`. The noun is given in the
+/// singular, and `dead letter` or `whole group` is one as well.
+#[derive(Clone, Copy, Debug)]
+pub struct Counted<N>(pub N, pub &'static str);
+
+impl<N: std::fmt::Display + PartialEq + From<u8>> std::fmt::Display for Counted<N> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Counted(number, noun) = self;
+        let ending = match () {
+            () if *number == N::from(1) => "",
+            () if noun.ends_with("ch") => "es",
+            () => "s",
+        };
+        write!(f, "{number} {noun}{ending}")
+    }
+}
+
 /// Writes a line to stderr and ignores errors: before the log has started, or from a command other
 /// than `serve`.
 pub fn complain(text: impl std::fmt::Display) {
@@ -218,5 +235,25 @@ fn log_panic(info: &PanicHookInfo<'_>) {
     match QUEUE.get() {
         Some(queue) => queue.push(&line(queue.format())),
         None => writer::write_at_once(&String::from_utf8_lossy(&line(LogFormat::Text))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_and_its_noun_agree() {
+        for (number, noun, text) in [
+            (0, "payload", "0 payloads"),
+            (1, "payload", "1 payload"),
+            (2, "payload", "2 payloads"),
+            (1, "batch", "1 batch"),
+            (21, "batch", "21 batches"),
+            (1, "dead letter", "1 dead letter"),
+            (3, "dead letter", "3 dead letters"),
+        ] {
+            assert_eq!(Counted(number, noun).to_string(), text);
+        }
     }
 }

@@ -14,7 +14,7 @@ use crate::control::Exit;
 use crate::deadletter::bundle::{BundleDamage, BundleReader};
 use crate::deadletter::{DeadLetter, DeadLetters, Listing};
 use crate::key::as_file_name;
-use crate::log::complain;
+use crate::log::{Counted, complain};
 use crate::queue::job::Payload;
 use crate::rt;
 use crate::store::Object;
@@ -83,7 +83,8 @@ pub fn list(config: &Config, filter: &LetterFilter) -> Result<Exit, String> {
     let bytes: u64 = letters.iter().map(|letter| letter.bytes).sum();
     print(|out| {
         letters.iter().try_for_each(|letter| writeln!(out, "{}", line(letter)))?;
-        writeln!(out, "{} dead letters, {bytes} bytes", letters.len())
+        let letters = Counted(letters.len(), "dead letter");
+        writeln!(out, "{letters}, {}", Counted(bytes, "byte"))
     })?;
     report_broken(&broken);
     Ok(Exit::Clean)
@@ -211,7 +212,8 @@ pub fn remove(config: &Config, filter: &LetterFilter) -> Result<Exit, String> {
         complain(format_args!("{key}: no dead letter has this key"));
         failed = true;
     }
-    print(|out| writeln!(out, "{} dead letters removed, {bytes} bytes", removed.len()))?;
+    let (removed, bytes) = (Counted(removed.len(), "dead letter"), Counted(bytes, "byte"));
+    print(|out| writeln!(out, "{removed} removed, {bytes}"))?;
     Ok(if failed { Exit::Unstored } else { Exit::Clean })
 }
 
@@ -305,15 +307,15 @@ pub async fn replay(
     let (stored, left) = (replay.stored.get(), replay.left.get());
     replay.progress.end();
     print(|out| {
-        writeln!(out, "{stored} of {} dead letters stored in {}", stored + left, config.store)?;
+        let tried = Counted(stored + left, "dead letter");
+        writeln!(out, "{stored} of {tried} stored in {}", config.store)?;
         if replay.others.get() > 0 {
-            writeln!(out, "{} others were not asked for and stay", replay.others.get())?;
+            let others = Counted(replay.others.get(), "dead letter");
+            writeln!(out, "not asked for, and left in place: {others}")?;
         }
         replay.elsewhere.borrow().iter().try_for_each(|(store, letters)| {
-            writeln!(
-                out,
-                "{letters} are for {store} and were skipped; --any-store uploads them too"
-            )
+            let letters = Counted(*letters, "dead letter");
+            writeln!(out, "skipped for {store}: {letters}; --any-store uploads such as well")
         })
     })?;
     Ok(if left == 0 { Exit::Clean } else { Exit::Unstored })

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
 
-use crate::log::status_line;
+use crate::log::{Counted, status_line};
 use crate::rt;
 
 /// Time between two lines.
@@ -91,12 +91,13 @@ impl ProgressLine {
             _ => "no end in sight".to_owned(),
         };
         let mut line = format!(
-            "{}: {:.0}%, {} of {}, {}/s, {items} payloads, {:.0}/s, {left}",
+            "{}: {:.0}%, {} of {}, {}/s, {}, {:.0}/s, {left}",
             self.what,
             share * 100.0,
             ByteSize(bytes),
             ByteSize(self.total_bytes),
             ByteSize(rate as u64),
+            Counted(items, "payload"),
             items as f64 / seconds,
         );
         line.truncate(line.floor_char_boundary(COLUMNS));
@@ -140,7 +141,7 @@ mod tests {
             ),
             (
                 line(mib, mib, 1, 1.0),
-                "replaying: 100%, 1.0 MiB of 1.0 MiB, 1.0 MiB/s, 1 payloads, 1/s, 0s left",
+                "replaying: 100%, 1.0 MiB of 1.0 MiB, 1.0 MiB/s, 1 payload, 1/s, 0s left",
             ),
             // A file was larger than it had been.
             (

@@ -18,7 +18,7 @@ use super::out;
 use super::progress::ProgressLine;
 use crate::config::Config;
 use crate::control::Exit;
-use crate::log::complain;
+use crate::log::{Counted, complain};
 use crate::queue::job::Stamp;
 use crate::spool::batches::ledger::{CompletedMembers, JournalFile, Ledger};
 use crate::spool::format::scan::{ScanStep, SegmentEnd};
@@ -108,13 +108,13 @@ impl SpoolTarget {
             }
         }
         let Survey { payloads, unstored, bytes, .. } = sum;
-        writeln!(
-            out,
-            "{segments} segments, {payloads} payloads, {unstored} unstored, {bytes} bytes"
-        )?;
+        let segments = Counted(segments, "segment");
+        let (payloads, bytes) = (Counted(payloads, "payload"), Counted(bytes, "byte"));
+        writeln!(out, "{segments}, {payloads}, {unstored} unstored, {bytes}")?;
         let aside = quarantined(&self.dir);
         if aside > 0 {
-            writeln!(out, "{aside} files in quarantine, with payloads that could not be read")?;
+            let aside = Counted(aside, "file");
+            writeln!(out, "{aside} in quarantine, with payloads that could not be read")?;
         }
         out.flush()?;
         Ok(Exit::Clean)
@@ -167,12 +167,10 @@ impl SpoolTarget {
         progress.end();
         let journals = match journals.len() {
             0 => String::new(),
-            count => format!(", {count} journals of batches"),
+            count => format!(", {} of batches", Counted(count, "journal")),
         };
-        writeln!(
-            out,
-            "{segments} segments with {groups} whole groups{journals}, {damaged} damaged"
-        )?;
+        let (segments, groups) = (Counted(segments, "segment"), Counted(groups, "whole group"));
+        writeln!(out, "{segments} with {groups}{journals}, {damaged} damaged")?;
         out.flush()?;
         Ok(if damaged == 0 { Exit::Clean } else { Exit::Unstored })
     }
@@ -209,7 +207,8 @@ impl SpoolTarget {
             }
         }
         out.flush()?;
-        complain(format_args!("{exported} payloads exported, {bytes} bytes"));
+        let (payloads, bytes) = (Counted(exported, "payload"), Counted(bytes, "byte"));
+        complain(format_args!("{payloads} exported, {bytes}"));
         Ok(exit)
     }
 
@@ -319,7 +318,8 @@ fn list_journals(out: &mut impl Write, ledger: &Ledger) -> io::Result<()> {
     let problem = files.iter().flat_map(|file| &file.problems).next();
     let state = problem.map_or("whole", String::as_str);
     let (in_doubt, done) = (ledger.in_doubt().count(), ledger.done().count());
-    writeln!(out, "{name}  {in_doubt} batches in doubt, {done} done  {bytes} B  {state}")
+    let in_doubt = Counted(in_doubt, "batch");
+    writeln!(out, "{name}  {in_doubt} in doubt, {done} done  {bytes} B  {state}")
 }
 
 /// Reads a whole file; `visit` gets every payload. `None` if the file no longer exists, because a
@@ -370,7 +370,7 @@ fn unreadable(error: &io::Error) -> String {
 /// The message about payloads lost to corruption.
 fn lost(file: &SegmentFile) -> Option<String> {
     let missing = file.missing();
-    (missing > 0).then(|| format!("{missing} payloads in it are lost"))
+    (missing > 0).then(|| format!("lost of what was in it: {}", Counted(missing, "payload")))
 }
 
 impl Survey {

@@ -12,7 +12,7 @@ use bytesize::ByteSize;
 
 use crate::config::{Ack, Config, core_list};
 use crate::limits::Limits;
-use crate::log;
+use crate::log::{self, Counted};
 use crate::preflight::{Finding, Level, table};
 use crate::queue::job::Stamp;
 
@@ -226,8 +226,8 @@ impl StartSummary<'_> {
         row(
             "",
             format!(
-                "{} connections; requests up to {}, {} in progress",
-                limits.connections,
+                "{}; requests up to {}, {} in progress",
+                Counted(limits.connections, "connection"),
                 size(config.max_length),
                 size(config.max_body_bytes)
             ),
@@ -235,10 +235,10 @@ impl StartSummary<'_> {
         row(
             "",
             format!(
-                "{} payloads and {} in the queue; {} uploads at a time",
-                config.max_queue,
+                "{} and {} in the queue; {} at a time",
+                Counted(config.max_queue, "payload"),
                 size(config.max_queue_bytes),
-                config.max_workers
+                Counted(config.max_workers, "upload")
             ),
         );
         let memory = ByteSize(self.memory_bytes());

@@ -186,8 +186,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let core_dir = left_behind(dir.path(), "none", false);
         let (list, exported) = listed(dir.path());
-        assert!(list.contains("1 batches in doubt, 1 done"), "{list}");
-        assert!(list.contains("1 segments, 10 payloads, 8 unstored"), "{list}");
+        assert!(list.contains("1 batch in doubt, 1 done"), "{list}");
+        assert!(list.contains("1 segment, 10 payloads, 8 unstored"), "{list}");
         assert_eq!(exported, "2\n3\n4\n5\n6\n7\n8\n9\n");
         assert_eq!(replay(dir.path()), Exit::Clean);
         let mut expected: BTreeSet<_> = [4, 5, 6, 8, 9]
@@ -224,10 +224,7 @@ mod tests {
         };
         let (exit, said) = verified(again.path());
         assert_eq!(exit, Exit::Clean, "{said}");
-        assert!(
-            said.contains("1 segments with 2 whole groups, 1 journals of batches, 0"),
-            "{said}"
-        );
+        assert!(said.contains("1 segment with 2 whole groups, 1 journal of batches, 0"), "{said}");
         let journal = &journals_of(&core_dir_again).unwrap()[0];
         let mut bytes = fs::read(journal).unwrap();
         bytes[DATA_START as usize + HEAD_BYTES] ^= 1;

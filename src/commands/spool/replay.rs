@@ -18,7 +18,7 @@ use crate::commands::progress::ProgressLine;
 use crate::commands::{RetryingStore, print, side_by_side};
 use crate::config::{BatchFormat, Config};
 use crate::control::Exit;
-use crate::log::complain;
+use crate::log::{Counted, complain};
 use crate::queue::job::{Origin, Payload};
 use crate::spool::batches::ledger::{CompletedMembers, JournalBatch, Ledger};
 use crate::spool::format::CommitGroup;
@@ -158,7 +158,8 @@ impl ReplayRun {
             return Err("the store did not take it".to_owned());
         }
         if lost > 0 {
-            complain(format_args!("{key}: {lost} payloads of this batch are lost"));
+            let lost = Counted(lost, "payload");
+            complain(format_args!("{key}: lost of this batch: {lost}"));
             self.has_problems.set(true);
         }
         self.stored.set(self.stored.get() + batch.runs().payloads() - lost);

@@ -72,7 +72,7 @@ fn what_a_store_never_took_is_listed_exported_and_replayed() {
     assert!(listed.contains("35 payloads, 35 unstored"), "{listed}");
     let (status, verified, _) = spool(dir, &["verify"]);
     assert_eq!(status, Some(0), "{verified}");
-    assert!(verified.contains("1 journals of batches, 0 damaged"), "{verified}");
+    assert!(verified.contains("1 journal of batches, 0 damaged"), "{verified}");
     let (status, exported, said) = spool(dir, &["export"]);
     assert_eq!(status, Some(0), "{said}");
     assert_eq!(sorted(&exported.lines().collect::<Vec<_>>()), sorted(&numbered(0..35)));

@@ -173,7 +173,7 @@ fn the_report_for_people_says_what_the_figures_are() {
     let url = format!("http://{}/payloads", server.ingest);
     let usual = ["bench", &url, "-c", "2", "-d", "200ms", "--warm-up", "0s"];
     for (args, loops, latency) in [
-        (&[][..], "closed loop, 2 connections, 1 threads, 0.2 s", "service time under load"),
+        (&[][..], "closed loop, 2 connections, 1 thread, 0.2 s", "service time under load"),
         (&["-r", "50"], "open loop at 50 requests/s, 2 connections", "response time: from when"),
     ] {
         let output = run(dir.path(), &[&usual[..], args].concat(), &[]);
