@@ -36,6 +36,16 @@ pub struct TlsSnapshot {
     authorities: Option<Vec<CertificateDer<'static>>>,
 }
 
+impl TlsError {
+    /// From when on the same files will do, in seconds since 1970, if they will.
+    pub fn will_do_from(&self) -> Option<i64> {
+        match self.problem {
+            PairError::NotYetValid(from) => Some(from),
+            _ => None,
+        }
+    }
+}
+
 /// The snapshot in effect, for all cores.
 #[derive(Clone)]
 pub struct SharedTls(Arc<ArcSwap<TlsSnapshot>>);
@@ -133,18 +143,21 @@ fn load_pairs(
     options.pairs.iter().map(|files| pair::load(files, provider)).collect()
 }
 
-/// Refuses an expired certificate in the place of one that is valid.
+/// Refuses a certificate that has expired, or is not valid yet, in the place of one that is valid.
 fn none_is_worse(pairs: &[LoadedPair], before: &[CertificateFacts]) -> Result<(), TlsError> {
     let now = unix_now();
     let is_worse = |(new, old): &(&LoadedPair, &CertificateFacts)| {
-        new.facts.not_after < now && old.not_after >= now
+        !new.facts.is_valid(now) && old.is_valid(now)
     };
     match pairs.iter().zip(before).find(is_worse) {
         None => Ok(()),
         Some((LoadedPair { facts, .. }, _)) => Err(TlsError {
             setting: "TLS_CERT",
             path: facts.path.clone(),
-            problem: PairError::Expired((now - facts.not_after) / 86_400),
+            problem: match facts.not_after < now {
+                true => PairError::Expired(facts.not_after),
+                false => PairError::NotYetValid(facts.not_before),
+            },
         }),
     }
 }

@@ -176,12 +176,57 @@ fn what_is_found_in_a_pair_is_told() {
     assert_eq!(whole.flaws(now), Vec::<String>::new());
     for (names, years, says) in [
         (&["a.test"][..], [2000, 2001], "it expired on 2001-01-01: clients refuse it"),
-        (&["a.test"], [2110, 2120], "it is valid from 2110-01-01 on"),
-        (&[], [2020, 2120], "it names no host (subjectAltName)"),
+        (&["a.test"], [2110, 2120], "it is valid from 2110-01-01 00:00:00 UTC on"),
+        (&[], [2020, 2120], "it names no host and no IP address (subjectAltName)"),
     ] {
         let flaws = facts_of(&middle.server_valid(names, &key, years)).flaws(now);
         assert_eq!(flaws.len(), 1, "{flaws:?}");
         assert!(flaws[0].contains(says), "{flaws:?}");
+    }
+    for names in [&["192.0.2.7"][..], &["2001:db8::7"], &["a.test", "192.0.2.7"]] {
+        let facts = facts_of(&middle.server(names, &key));
+        assert_eq!((&facts.names[..], facts.flaws(now)), (&owned(names)[..], Vec::new()));
+    }
+}
+
+fn owned(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+/// A chain is good for as long as each of its certificates is.
+#[test]
+fn the_first_of_a_chain_to_expire_is_warned_about() {
+    let dir = Dir::new();
+    let (root, key) = (Authority::new("root"), KeyPair::generate().unwrap());
+    let now = unix_now();
+    const DAY: i64 = 86_400;
+    let leaf_ends = now + 90 * DAY;
+    for (ends, says) in [
+        (&[200][..], None),
+        (&[89], None),
+        (&[-1], Some("certificate 2 of its file expired on ")),
+        (&[5], Some("certificate 2 of its file expires in 5 days, on ")),
+        (&[200, 0], Some("certificate 3 of its file expires within a day, on ")),
+        (&[1, 5], Some("certificate 2 of its file expires in 1 day, on ")),
+    ] {
+        let (mut issuer, mut behind) = (None, Vec::new());
+        for days in ends.iter().rev() {
+            let above = issuer.as_ref().unwrap_or(&root);
+            let (pem, below) = above.below_until(&format!("middle {days}"), now + days * DAY + 60);
+            behind.insert(0, pem);
+            issuer = Some(below);
+        }
+        let leaf = issuer.unwrap().server_until(&["a.test"], &key, leaf_ends);
+        // An expired root that comes along: clients have their own.
+        let old_root = Authority::until("root", now - DAY).pem();
+        let text_of = [leaf, behind.concat(), old_root, key.serialize_pem()].concat();
+        let both = dir.write("both.pem", text_of);
+        let facts = read(&[("TLS_CERT", text(&both))]).unwrap().certificates.remove(0);
+        match (facts.flaws(now).as_slice(), says) {
+            ([], None) => {}
+            ([flaw], Some(says)) if flaw.starts_with(says) => {}
+            (flaws, says) => panic!("{ends:?}: {flaws:?} for {says:?}"),
+        }
     }
 }
 
@@ -197,13 +242,17 @@ fn how_early_a_certificate_is_warned_about_follows_from_its_lifetime() {
         let warned_at = |left: i64| facts.flaws(lifetime * DAY - left);
         assert_eq!(warned_at((warned + 1) * DAY), Vec::<String>::new(), "{lifetime}");
         let said = warned_at(warned * DAY - 1).join("");
-        assert!(said.contains(&format!("it expires in {} days", warned - 1)), "{said}");
+        let soon = match warned - 1 {
+            0 => "within a day".to_owned(),
+            days => format!("in {days} days"),
+        };
+        assert!(said.contains(&format!("it expires {soon}, on ")), "{said}");
         assert!(warned_at(-1).join("").contains("it expired"));
     }
 }
 
 /// What is read for a reload: tickets stay valid for as long as the same authorities vouch for
-/// clients, and an expired certificate does not replace a valid one.
+/// clients, and a certificate that is not valid now does not replace one that is.
 #[test]
 fn a_reload_keeps_tickets_and_refuses_what_is_worse() {
     let dir = Dir::new();
@@ -226,12 +275,18 @@ fn a_reload_keeps_tickets_and_refuses_what_is_worse() {
     dir.write("ca.pem", Authority::new("other").pem());
     let other = TlsSnapshot::read(&options, true, Some(&again)).unwrap();
     assert!(tickets(&other).iter().all(|of| !tickets(&again).contains(of)));
-    dir.write("a.pem", pair([2000, 2001]));
-    let refused = TlsSnapshot::read(&options, true, Some(&other)).err().unwrap().to_string();
-    assert!(refused.contains("a.pem expired ") && refused.contains(" days ago"), "{refused}");
-    // At a start there is no other one.
-    let expired = TlsSnapshot::read(&options, true, None).unwrap();
-    assert!(TlsSnapshot::read(&options, true, Some(&expired)).is_ok());
+    for (years, says, will_do_from) in [
+        ([2000, 2001], "a.pem expired on 2001-01-01, and", None),
+        ([2110, 2120], "a.pem is valid from 2110-01-01 00:00:00 UTC on, and", Some(4_417_977_600)),
+    ] {
+        dir.write("a.pem", pair(years));
+        let refused = TlsSnapshot::read(&options, true, Some(&other)).err().unwrap();
+        assert!(refused.to_string().contains(says), "{refused}");
+        assert_eq!(refused.will_do_from(), will_do_from, "{years:?}");
+        // At a start there is no other one, and later none that is better.
+        let worse = TlsSnapshot::read(&options, true, None).unwrap();
+        assert!(TlsSnapshot::read(&options, true, Some(&worse)).is_ok());
+    }
 }
 
 fn pem_of(label: &str, der: &[u8]) -> String {
