@@ -3,6 +3,8 @@
 
 use std::borrow::Cow;
 
+use crate::config::is_variable;
+
 /// What stands for a secret.
 const MASK: &str = "***";
 /// A shorter secret is not looked for: it may be a word of any text. Those of AWS have 16 and more.
@@ -140,15 +142,6 @@ pub(super) fn key_hint(key: &str) -> String {
         Some((at, _)) if at >= KEY_BYTES_MIN / 2 => format!("…{}", &key[at..]),
         _ => "…".to_owned(),
     }
-}
-
-/// A variable that nobody has put the value of in its place, such as `${PORT}`. Not without braces:
-/// a password may begin with a dollar.
-fn is_variable(text: &str) -> bool {
-    let name = text.strip_prefix("${").and_then(|name| name.strip_suffix('}'));
-    name.is_some_and(|name| {
-        !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
-    })
 }
 
 /// What was given as a URL, without what may be a secret in it: user and password, the query, and
@@ -296,7 +289,9 @@ mod tests {
             ("http://h:${PORT}", "http://h:${PORT}"),
             ("http://h:${S3_PORT}/x", "http://h:${S3_PORT}/x"),
             ("http://${HOST}/x", "http://${HOST}/x"),
+            ("http://h:$PORT", "http://h:$PORT"),
             ("http://me:${HUSH}@h", "…@h"),
+            ("http://h:${PORT:-hush}", "http://h:…"),
             ("http://me:$HUSH", "http://me:…"),
             ("http://me:$", "http://me:…"),
             ("http://me:${}", "http://me:…"),
