@@ -80,8 +80,8 @@ impl SettingSource {
     }
 }
 
-/// Settings that name files of secrets.
-const SECRET_FILES: [&str; 3] = ["TOKENS_FILE", "ADMIN_TOKEN_FILE", "TLS_KEY"];
+/// Settings that name files of secrets. A certificate's file may have its key.
+const SECRET_FILES: [&str; 4] = ["TOKENS_FILE", "ADMIN_TOKEN_FILE", "TLS_CERT", "TLS_KEY"];
 
 /// One setting after the layers were merged.
 #[derive(Clone)]

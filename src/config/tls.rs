@@ -33,9 +33,8 @@ pub struct PairFiles {
 
 /// Reads the settings. `None`: no certificate is given.
 pub(super) fn read(r: &mut SettingsReader<'_>) -> Option<TlsOptions> {
-    let certs =
-        r.take("TLS_CERT", optional(|text: &str| files(text, value::path))).unwrap_or_default();
-    let keys = r.take("TLS_KEY", optional(|text: &str| files(text, value::secret_path)));
+    let certs = r.take("TLS_CERT", optional(files)).unwrap_or_default();
+    let keys = r.take("TLS_KEY", optional(files));
     let client_ca = r.take("TLS_CLIENT_CA", optional(value::path));
     let handshake_timeout = r.take("TLS_HANDSHAKE_TIMEOUT", time(MILLISECOND..=MINUTE));
     let handshakes_max = r.take("TLS_HANDSHAKES", count(1..=1_000_000));
@@ -80,9 +79,9 @@ pub(super) fn check(r: &mut SettingsReader<'_>, c: &Config) {
     });
 }
 
-/// Files with commas in between, each of which `path` reads.
-fn files(text: &str, path: fn(&str) -> Parsed<PathBuf>) -> Parsed<Vec<PathBuf>> {
-    let files: Vec<_> = text.split(',').map(|file| path(file.trim())).collect();
+/// Files of keys, or of certificates with their keys, with commas in between.
+fn files(text: &str) -> Parsed<Vec<PathBuf>> {
+    let files: Vec<_> = text.split(',').map(|file| value::secret_path(file.trim())).collect();
     if files.len() > PAIRS_MAX {
         return Err(format!("has more than {PAIRS_MAX} files: leave some out"));
     }

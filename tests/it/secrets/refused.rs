@@ -321,6 +321,7 @@ fn no_refused_value_is_shown() {
         ("TOKENS_FILE", "--tokens-file", CLIENT_TOKEN),
         ("ADMIN_TOKEN_FILE", "MILLRACE_ADMIN_TOKEN_FILE", ADMIN_TOKEN),
         ("ADMIN_TOKEN_FILE", "--admin-token-file", ADMIN_TOKEN),
+        ("TLS_CERT", "MILLRACE_TLS_CERT", &base64),
         ("TLS_KEY", "MILLRACE_TLS_KEY", &base64),
         ("TLS_KEY", "--tls-key", &base64),
         ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_WEB_IDENTITY_TOKEN_FILE", IDENTITY_TOKEN),
@@ -330,8 +331,9 @@ fn no_refused_value_is_shown() {
             CONTAINER_TOKEN,
         ),
     ] {
-        let given = [https, cert, (variable, secret)];
-        rows.push(wrong(says, &given, &[("cert.pem", &good)]));
+        let own = [https, cert, (variable, secret)];
+        let given = if says == "TLS_CERT" { &[own[0], own[2]] } else { &own[..] };
+        rows.push(wrong(says, given, &[("cert.pem", &good)]));
     }
     // The admin token.
     for token in [
