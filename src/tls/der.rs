@@ -104,6 +104,22 @@ pub fn ip_addresses(certificate: &[u8]) -> Result<Vec<IpAddr>, MalformedDer> {
     Ok(found)
 }
 
+/// The issuer and the subject of a certificate, both in DER.
+///
+/// # Errors
+/// It is not a certificate, or is cut.
+pub fn issuer_and_subject(certificate: &[u8]) -> Result<(&[u8], &[u8]), MalformedDer> {
+    let mut fields = DerReader(certificate).enter(SEQUENCE)?.enter(SEQUENCE)?;
+    fields.skip_if(VERSION)?;
+    // The serial number and the signature's algorithm.
+    fields.enter(INTEGER)?;
+    fields.enter(SEQUENCE)?;
+    let issuer = fields.enter(SEQUENCE)?.0;
+    // The validity.
+    fields.enter(SEQUENCE)?;
+    Ok((issuer, fields.enter(SEQUENCE)?.0))
+}
+
 /// The subject of a certificate and its public key, both in DER.
 ///
 /// # Errors
@@ -387,8 +403,12 @@ mod tests {
             for bits in [0x01, 0x80, 0xff] {
                 let mut changed = whole.clone();
                 changed[at] ^= bits;
-                let _any_verdict =
-                    (facts(&changed), is_authority(&changed), ip_addresses(&changed));
+                let _any_verdict = (
+                    facts(&changed),
+                    is_authority(&changed),
+                    ip_addresses(&changed),
+                    issuer_and_subject(&changed).is_ok(),
+                );
             }
         }
         for text in [&b""[..], b"\x30", b"\x30\x80\0\0", b"\x30\x84\0\0\0\0", b"-----BEGIN"] {

@@ -31,7 +31,7 @@ pub enum PairError {
     #[error("is empty: it is written in place, or was never filled")]
     Empty,
     #[error(
-        "is not PEM: it has no line -----BEGIN CERTIFICATE----- or -----BEGIN PRIVATE KEY-----"
+        "is not PEM: it has no line -----BEGIN CERTIFICATE----- or -----BEGIN PRIVATE KEY-----, without blanks before it"
     )]
     NotPem,
     #[error(
@@ -54,6 +54,11 @@ pub enum PairError {
     OnlyRequest,
     #[error("has a certificate that cannot be parsed, number {nth}: {why}; copy it again")]
     BadCertificate { nth: usize, why: String },
+    #[error(
+        "has a certificate of X.509 version 1, which clients refuse: have it signed with extensions, subjectAltName \
+         among them (`openssl x509 -req -extfile FILE`)"
+    )]
+    Version1,
     #[error(
         "holds no private key but {0}: give the file with -----BEGIN PRIVATE KEY----- as TLS_KEY"
     )]
@@ -250,7 +255,8 @@ pub fn load(files: &PairFiles, provider: &CryptoProvider) -> Result<LoadedPair, 
     let certificates = file.certificates.clone();
     let key_file = if key == cert { Ok(file) } else { PemFile::read(key) };
     let key = key_file.and_then(|file| only_key(file, provider)).map_err(of_key)?;
-    let chain = parse_chain(&certificates).map_err(of_cert)?;
+    let first = parse_first(&certificates).map_err(of_cert)?;
+    let names = names_of(&certificates).map_err(of_cert)?;
     let certified = CertifiedKey::new(certificates.clone(), key.clone());
     if let Err(error) = certified.keys_match() {
         let is_other = matches!(error, Error::InconsistentKeys(InconsistentKeys::KeyMismatch));
@@ -265,39 +271,55 @@ pub fn load(files: &PairFiles, provider: &CryptoProvider) -> Result<LoadedPair, 
     }
     let own = times(cert, &certificates[0]).map_err(of_cert)?;
     let addresses = der::ip_addresses(&certificates[0]).unwrap_or_default();
-    let hosts = chain[0].valid_dns_names().map(str::to_owned);
+    let hosts = first.valid_dns_names().map(str::to_owned);
     let facts = CertificateFacts {
         path: cert.clone(),
         names: hosts.chain(addresses.iter().map(ToString::to_string)).collect(),
         key: kind_of(&*key),
-        ends_before: first_end(&chain, &certificates).filter(|(_, end)| *end < own.not_after),
+        ends_before: first_end(&names, &certificates).filter(|(_, end)| *end < own.not_after),
         chain: certificates.len(),
-        unordered: chain
-            .windows(2)
-            .position(|two| two[0].issuer() != two[1].subject())
-            .map(|at| at + 1),
+        unordered: names.windows(2).position(|two| two[0].0 != two[1].1).map(|at| at + 1),
         ..own
     };
     Ok(LoadedPair { key: Arc::new(certified), facts })
 }
 
-fn parse_chain<'a>(
+/// The first of the certificates of a file, if all can be parsed. One of version 1 may be behind it, as
+/// old roots are.
+fn parse_first<'a>(
     certificates: &'a [CertificateDer<'static>],
-) -> Result<Vec<webpki::EndEntityCert<'a>>, PairError> {
-    let parsed = certificates.iter().enumerate().map(|(at, certificate)| {
-        webpki::EndEntityCert::try_from(certificate)
-            .map_err(|error| PairError::BadCertificate { nth: at + 1, why: error.to_string() })
+) -> Result<webpki::EndEntityCert<'a>, PairError> {
+    use webpki::Error::UnsupportedCertVersion;
+    let bad = |nth, error: webpki::Error| PairError::BadCertificate { nth, why: error.to_string() };
+    let first = webpki::EndEntityCert::try_from(&certificates[0]).map_err(|error| match error {
+        UnsupportedCertVersion => PairError::Version1,
+        error => bad(1, error),
+    })?;
+    for (certificate, nth) in certificates.iter().zip(1..).skip(1) {
+        match webpki::EndEntityCert::try_from(certificate) {
+            Ok(_) | Err(UnsupportedCertVersion) => {}
+            Err(error) => return Err(bad(nth, error)),
+        }
+    }
+    Ok(first)
+}
+
+/// Issuers and subjects.
+type Names<'a> = Vec<(&'a [u8], &'a [u8])>;
+
+fn names_of<'a>(certificates: &'a [CertificateDer<'static>]) -> Result<Names<'a>, PairError> {
+    let names = certificates.iter().zip(1..).map(|(certificate, nth)| {
+        let why = "its names cannot be read";
+        let bad = |_| PairError::BadCertificate { nth, why: why.to_owned() };
+        der::issuer_and_subject(certificate).map_err(bad)
     });
-    parsed.collect()
+    names.collect()
 }
 
 /// The place of the certificate behind the first one that expires first, and when. Not of a root.
-fn first_end(
-    chain: &[webpki::EndEntityCert<'_>],
-    certificates: &[CertificateDer<'_>],
-) -> Option<(usize, i64)> {
-    let behind = chain.iter().zip(certificates).zip(1..).skip(1);
-    let ends = behind.filter(|((parsed, _), _)| parsed.issuer() != parsed.subject());
+fn first_end(names: &Names<'_>, certificates: &[CertificateDer<'_>]) -> Option<(usize, i64)> {
+    let behind = names.iter().zip(certificates).zip(1..).skip(1);
+    let ends = behind.filter(|(((issuer, subject), _), _)| issuer != subject);
     let ends = ends.filter_map(|((_, der), nth)| Some((nth, der::facts(der).ok()?.not_after)));
     ends.min_by_key(|(_, end)| *end)
 }

@@ -92,6 +92,43 @@ fn a_file_that_cannot_be_used_is_named_with_the_remedy() {
     }
 }
 
+/// A root `old` of X.509 version 1: `openssl x509 -req -signkey KEY` without extensions.
+const VERSION_1: &str = "\
+-----BEGIN CERTIFICATE-----
+MIIBGDCBvwIULAaYm29xsk9r7NvrkSyLPn00+MQwCgYIKoZIzj0EAwIwDjEMMAoG
+A1UEAwwDb2xkMCAXDTI2MTIwMTExMzYzNFoYDzIxMjYxMTA3MTEzNjM0WjAOMQww
+CgYDVQQDDANvbGQwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAASX1M1rWItEgwbe
+H6WrowZxG5SGZ97iN3f2S3LX+LH0k2E97Ugg73yCXJs1PF7qwsf2Le7IqmS+srdI
+rWu92gAAMAoGCCqGSM49BAMCA0gAMEUCIQDC3UQuwYR4gaGhAfQABQoMmLrYojK9
+Q6bBz+0lRxh+fwIgQsmjIx64WfGxjlHx4aPNUwoSMkKOlLEePj58TDXX8j0=
+-----END CERTIFICATE-----
+";
+
+/// Clients refuse a certificate of version 1, but not a root.
+#[test]
+fn what_version_1_cannot_say_is_asked_of_the_first_certificate_alone() {
+    let dir = Dir::new();
+    let (root, key) = (Authority::new("old"), KeyPair::generate().unwrap());
+    let own = root.server(&["a.test"], &key);
+    for (certificates, refused) in [
+        (
+            [VERSION_1, &own],
+            Some("has a certificate of X.509 version 1, which clients refuse: have"),
+        ),
+        ([&own, VERSION_1], None),
+    ] {
+        let both = dir.write("both.pem", certificates.concat() + &key.serialize_pem());
+        match (read(&[("TLS_CERT", text(&both))]), refused) {
+            (Ok(snapshot), None) => {
+                let facts = &snapshot.certificates[0];
+                assert_eq!((facts.chain, facts.flaws(unix_now())), (2, Vec::new()));
+            }
+            (Err(error), Some(says)) => assert!(error.to_string().contains(says), "{error}"),
+            (_, refused) => panic!("{refused:?}"),
+        }
+    }
+}
+
 /// A pipe, as `<(…)` of a shell, has its bytes once.
 #[test]
 fn a_file_is_read_once() {
