@@ -134,23 +134,17 @@ fn in_effect(snapshot: &TlsSnapshot) -> String {
 }
 
 fn warn_of_flaws(snapshot: &TlsSnapshot) {
-    for of in &snapshot.certificates {
-        for flaw in of.flaws(unix_now()) {
-            tracing::warn!("TLS_CERT {}: {flaw}", of.path.display());
-        }
+    for flaw in snapshot.flaws(unix_now()) {
+        tracing::warn!("{flaw}");
     }
 }
 
 impl Certificates {
     /// What an operator should know, a line each. Not a reason against traffic.
     pub fn remarks(&self) -> String {
-        let now = unix_now();
-        let mut text = String::new();
-        for of in &self.shared.load().certificates {
-            for flaw in of.flaws(now) {
-                text += &format!("TLS_CERT {}: {flaw}\n", of.path.display());
-            }
-        }
+        let snapshot = self.shared.load();
+        let flaws = snapshot.flaws(unix_now()).into_iter();
+        let mut text: String = flaws.map(|flaw| format!("{flaw}\n")).collect();
         if self.reloads.failing.value() != 0 {
             text += "TLS files are refused since their last change, see the log; new connections get the certificates read before\n";
         }

@@ -201,7 +201,7 @@ pub fn unix_now() -> i64 {
 }
 
 /// `2027-01-31`, in UTC.
-fn date(unix_seconds: i64) -> String {
+pub(super) fn date(unix_seconds: i64) -> String {
     time::OffsetDateTime::from_unix_timestamp(unix_seconds)
         .map_or_else(|_| "an unknown day".to_owned(), |time| time.date().to_string())
 }

@@ -326,6 +326,33 @@ fn a_reload_keeps_tickets_and_refuses_what_is_worse() {
     }
 }
 
+/// An authority vouches for clients after its time too, so it is told.
+#[test]
+fn authorities_that_have_expired_are_told() {
+    let dir = Dir::new();
+    let (root, key, now) = (Authority::new("root"), KeyPair::generate().unwrap(), unix_now());
+    let both = dir.write("a.pem", root.server(&["a.test"], &key) + &key.serialize_pem());
+    let [old, good] = [-86_400, 86_400].map(|ends| Authority::until("root", now + ends).pem());
+    for (authorities, expected) in
+        [(&[&good][..], &[][..]), (&[&old], &[1]), (&[&good, &old, &good, &old], &[2, 4])]
+    {
+        let text_of: String = authorities.iter().map(|pem| pem.as_str()).collect();
+        let ca = dir.write("ca.pem", text_of);
+        let settings = [
+            ("LISTEN", "https://127.0.0.1:1"),
+            ("TLS_CERT", text(&both)),
+            ("TLS_CLIENT_CA", text(&ca)),
+        ];
+        let snapshot = read(&settings).unwrap();
+        let flaws: Vec<String> = snapshot.flaws(now).iter().map(ToString::to_string).collect();
+        assert_eq!(flaws.len(), expected.len(), "{flaws:?}");
+        for (flaw, nth) in flaws.iter().zip(expected) {
+            let start = format!("TLS_CLIENT_CA {}: authority {nth} of the file ", ca.display());
+            assert!(flaw.starts_with(&start) && flaw.contains("still vouches"), "{flaw}");
+        }
+    }
+}
+
 fn pem_of(label: &str, der: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::new();
