@@ -37,14 +37,16 @@ pub use cors::CorsOrigins;
 pub use faults::{FaultPlan, Poison};
 pub use file_mode::FileMode;
 pub use h2::{H2Offer, H2Options};
-pub use layers::{Effective, Environment, Flags, HostContext, SettingSource, SettingValue};
+pub use layers::{
+    Effective, Environment, Flags, HostContext, SettingSource, SettingValue, is_variable,
+};
 pub use listen::ListenAddress;
 pub use meta::{META_HEADER_BYTES_MAX, MetaEntry};
 pub use networks::Networks;
 pub use objects::{BatchFormat, BatchOptions};
 pub use settings::{SETTINGS, Setting, setting};
 pub use tls::{PairFiles, TlsOptions};
-pub use value::core_list;
+pub use value::{IS_SECRET, core_list, is_secret_itself};
 
 /// Everything the operator chose; sizes are bytes.
 #[derive(Clone, Debug)]
@@ -322,6 +324,7 @@ impl ConfigError {
         let reason = match is_harmless {
             true => reason,
             false if value.is_pem() => value::IS_PEM.to_owned(),
+            false if value.is_secret_itself() => IS_SECRET.to_owned(),
             false => format!("is not allowed: {help}"),
         };
         ConfigError::refuse_saying(value, reason)
@@ -549,7 +552,7 @@ fn read(r: &mut SettingsReader<'_>, cores_allowed: &[usize]) -> Config {
         body_rate_min: r.take("BODY_RATE_MIN", value::rate(0..=1 << 30)),
         idle_timeout: r.take("IDLE_TIMEOUT", time(MILLISECOND..=24 * HOUR)),
         body: r.take("BODY", bodies::object_body),
-        tokens_file: r.take("TOKENS_FILE", optional(path)),
+        tokens_file: r.take("TOKENS_FILE", optional(value::secret_path)),
         token_in_body: r.take("TOKEN_IN_BODY", value::on_or_off),
         token_in_query: r.take("TOKEN_IN_QUERY", value::on_or_off),
         cors_origins: r.take("CORS_ORIGINS", optional(cors::cors_origins)),

@@ -20,7 +20,7 @@ mod tickets;
 
 pub use pair::unix_now;
 pub use session::{Agreed, Session};
-pub use snapshot::{SharedTls, TlsError, TlsSnapshot};
+pub use snapshot::{SharedTls, TlsError, TlsFlaw, TlsSnapshot};
 pub use stream::{Decrypted, HandshakeEnd, TlsStream};
 
 /// The protocols that connections of `LISTEN` may agree on (ALPN), the preferred one first. This is

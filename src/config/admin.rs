@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
-use super::value::{Parsed, optional, path};
+use super::value::{Parsed, optional, secret_path};
 use super::{Config, Effective, SettingsReader};
 
 /// Fewer can be guessed, …
@@ -122,7 +122,7 @@ pub fn admin_token_text(effective: &Effective) -> Result<Option<AdminTokenText>,
 /// `None`: there is no token.
 pub(super) fn read(r: &mut SettingsReader<'_>) -> Option<AdminTokenSource> {
     let token = r.take("ADMIN_TOKEN", optional(AdminToken::parse));
-    let file = r.take("ADMIN_TOKEN_FILE", optional(path));
+    let file = r.take("ADMIN_TOKEN_FILE", optional(secret_path));
     file.map(AdminTokenSource::File).or(token.map(AdminTokenSource::Setting))
 }
 

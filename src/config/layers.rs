@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 use super::ConfigError;
 use super::settings::{SETTINGS, Setting};
-use super::value::PEM;
+use super::value::{self, PEM};
 
 /// The settings and the file given on the command line. No setting that is a secret is among them.
 #[derive(Clone, Default)]
@@ -80,6 +80,9 @@ impl SettingSource {
     }
 }
 
+/// Settings that name files of secrets. A certificate's file may have its key.
+const SECRET_FILES: [&str; 4] = ["TOKENS_FILE", "ADMIN_TOKEN_FILE", "TLS_CERT", "TLS_KEY"];
+
 /// One setting after the layers were merged.
 #[derive(Clone)]
 pub struct SettingValue {
@@ -93,7 +96,14 @@ impl SettingValue {
     /// Whether no message may show its text: it is a secret, or may be another program's, or a key
     /// where the name of its file belongs.
     pub fn is_hidden(&self) -> bool {
-        self.setting.is_secret || self.may_be_foreign() || self.is_pem()
+        let is_secret = self.setting.is_secret || self.is_pem() || self.is_secret_itself();
+        is_secret || self.may_be_foreign()
+    }
+
+    /// Whether its text may be a secret in the place of the name of its file.
+    pub(super) fn is_secret_itself(&self) -> bool {
+        SECRET_FILES.contains(&self.setting.name)
+            && self.text.split(',').any(|file| value::is_secret_itself(file.trim()))
     }
 
     /// Whether its text is a key or a certificate.
@@ -150,7 +160,7 @@ fn password_at(text: &str) -> Option<usize> {
 
 /// `${NAME}`, `$(NAME)`, `{{NAME}}`, or `$NAME` where that is called a port: without brackets a
 /// password may look like it. A default in it (`${NAME:-text}`) may be a secret.
-fn is_variable(text: &str) -> bool {
+pub fn is_variable(text: &str) -> bool {
     let is_name = |name: &str| {
         let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"_.".contains(&byte);
         !name.is_empty() && name.bytes().all(is_part)

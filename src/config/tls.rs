@@ -79,9 +79,9 @@ pub(super) fn check(r: &mut SettingsReader<'_>, c: &Config) {
     });
 }
 
-/// Files with commas in between.
+/// Files of keys, or of certificates with their keys, with commas in between.
 fn files(text: &str) -> Parsed<Vec<PathBuf>> {
-    let files: Vec<_> = text.split(',').map(|file| value::path(file.trim())).collect();
+    let files: Vec<_> = text.split(',').map(|file| value::secret_path(file.trim())).collect();
     if files.len() > PAIRS_MAX {
         return Err(format!("has more than {PAIRS_MAX} files: leave some out"));
     }

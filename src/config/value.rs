@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytesize::ByteSize;
@@ -105,6 +105,31 @@ pub(super) fn path(text: &str) -> Parsed<PathBuf> {
         _ if text.contains(PEM) => Err(IS_PEM.into()),
         _ => Ok(text.into()),
     }
+}
+
+/// Why a text is refused for which [`is_secret_itself`].
+pub const IS_SECRET: &str = "may be the secret itself, for there is no such file: give the name of the file that \
+                             holds it, from / or ./ on";
+
+/// Whether a text that was given as the name of the file of a secret may be the secret: there is no
+/// such file, and it is as long as a secret and consists of one word, or of parts of which one has
+/// letters and digits mixed. A name that begins as a path does is a name.
+pub fn is_secret_itself(text: &str) -> bool {
+    const LENGTH_MIN: usize = 16;
+    let is_mixed = |part: &str| {
+        let has = |is: fn(&u8) -> bool| part.bytes().any(|byte| is(&byte));
+        part.len() >= LENGTH_MIN && has(u8::is_ascii_digit) && has(u8::is_ascii_alphabetic)
+    };
+    let may_be = text.len() >= LENGTH_MIN
+        && !text.starts_with(['/', '.', '~'])
+        && text.bytes().all(|byte| byte.is_ascii_graphic());
+    let mut parts = text.split(|c: char| !c.is_ascii_alphanumeric());
+    may_be && (!text.contains(['/', '.']) || parts.any(is_mixed)) && !Path::new(text).exists()
+}
+
+/// The file of a secret.
+pub(super) fn secret_path(text: &str) -> Parsed<PathBuf> {
+    if is_secret_itself(text) { Err(IS_SECRET.into()) } else { path(text) }
 }
 
 /// `all` or `0-3,8`, out of the cores that this process may use; the result is ascending.
@@ -463,6 +488,39 @@ mod tests {
         // `5M` is five months to humantime; the range keeps it from passing for minutes.
         for bad in ["", "6m", "5M", "fast", "-1s", "1.5.5s"] {
             assert!(time(bad).unwrap_err().contains("from 0s to 5m"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_name_of_a_file_and_the_secret_that_belongs_in_it_are_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let there = dir.path().join("0123456789abcdef0123");
+        std::fs::write(&there, "").unwrap();
+        for name in [
+            "tokens",
+            "admin-token",
+            "admin-token.txt",
+            "millrace-admin-token.txt",
+            "secrets/millrace/admin-token",
+            "certs/server-2026-11.key",
+            "server-eu-west-1.example.com.key",
+            "/run/secrets/0123456789abcdef0123456789abcdef",
+            "./0123456789abcdef0123456789abcdef",
+            "../0123456789abcdef",
+            "a file with blanks 0123456789abcdef",
+            there.to_str().unwrap(),
+        ] {
+            assert_eq!(secret_path(name), Ok(name.into()));
+        }
+        for secret in [
+            "0123456789abcdef0123456789abcdef",
+            "correct-horse-battery-staple",
+            "canarySixAdminToken6EdCrFv",
+            "c2VjcmV0LXNlY3JldC1zZWNyZXQ=",
+            "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJ4IiwiZXhwIjoxfQ.c2lnbmF0dXJlMQ",
+            "MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgF33gx/AKZkwuBenf3",
+        ] {
+            assert_eq!(secret_path(secret), Err(IS_SECRET.into()), "{secret}");
         }
     }
 

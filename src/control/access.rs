@@ -13,9 +13,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
-use http::HeaderMap;
 use http::header::HOST;
 use http::uri::Authority;
+use http::{HeaderMap, Uri};
 
 use crate::config::{AdminToken, AdminTokenSource};
 use crate::http::tokens::bearer_of;
@@ -75,18 +75,19 @@ impl AdminAccess {
         AdminAccess { token, is_loopback: address.ip().to_canonical().is_loopback() }
     }
 
-    /// Whether a request for `path` with these headers may be answered.
+    /// Whether a request for `target` with these headers may be answered.
     ///
     /// # Errors
     /// Why not.
-    pub(super) fn judge(&self, path: &str, headers: &HeaderMap) -> Result<(), Denied> {
+    pub(super) fn judge(&self, target: &Uri, headers: &HeaderMap) -> Result<(), Denied> {
+        let path = target.path();
         if OPEN.contains(&path) {
             return Ok(());
         }
         match (&*self.token.load(), bearer_of(headers)) {
             (Some(_), _) if path == SHELL => Ok(()),
             (None, _) if !self.is_loopback => Err(Denied::NoAdminToken),
-            (None, _) if !is_asked_by_address(headers) => Err(Denied::NamedHost),
+            (None, _) if !is_asked_by_address(target, headers) => Err(Denied::NamedHost),
             (None, _) => Ok(()),
             (Some(_), Ok(None)) => Err(Denied::Missing),
             (Some(token), Ok(Some(given))) if token.is(given) => Ok(()),
@@ -95,15 +96,17 @@ impl AdminAccess {
     }
 }
 
-/// Whether `host` is an IP address or `localhost`, which no DNS server can have resolve to another
-/// address.
-fn is_asked_by_address(headers: &HeaderMap) -> bool {
+/// Whether the host is an IP address or `localhost`, which no DNS server can have resolve to another
+/// address: in `host`, and in a target that is a whole URL (RFC 9112, section 3.2.2).
+fn is_asked_by_address(target: &Uri, headers: &HeaderMap) -> bool {
     let host = headers.get(HOST).and_then(|value| Authority::try_from(value.as_bytes()).ok());
-    host.is_some_and(|host| {
-        let host = host.host();
-        let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
-        bare.parse::<IpAddr>().is_ok() || host.eq_ignore_ascii_case("localhost")
-    })
+    host.is_some_and(|host| is_address(&host)) && target.authority().is_none_or(is_address)
+}
+
+fn is_address(authority: &Authority) -> bool {
+    let host = authority.host();
+    let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
+    bare.parse::<IpAddr>().is_ok() || host.eq_ignore_ascii_case("localhost")
 }
 
 /// `ADMIN_TOKEN_FILE`, which reloads read again.
@@ -202,16 +205,31 @@ mod tests {
             for (name, value) in headers {
                 map.append(name, value.clone());
             }
-            let shell = if token.load().is_some() { ok } else { expected };
+            let token_is_none = token.load().is_none();
+            let shell = if token_is_none { expected } else { ok };
             let access = AdminAccess::new(address.parse().unwrap(), token);
-            assert_eq!(access.judge(SHELL, &map), shell, "{address} {headers:?}");
+            let judge = |target: &str| access.judge(&target.parse().unwrap(), &map);
+            assert_eq!(judge(SHELL), shell, "{address} {headers:?}");
+            // A name in the target is as one in `host`.
+            let by_name =
+                if expected == ok && token_is_none { Err(Denied::NamedHost) } else { expected };
+            for (target, expected) in [
+                ("http://rebound.example/peers", by_name),
+                ("http://localhost.example:9090/peers", by_name),
+                ("http://127.0.0.1:9090/peers", expected),
+                ("http://[::1]/peers", expected),
+                ("http://LOCALHOST/peers", expected),
+                ("http://rebound.example/metrics", ok),
+            ] {
+                assert_eq!(judge(target), expected, "{address} {target} {headers:?}");
+            }
             for path in
                 ["/peers", "/settings", "//", "/later", "/metrics/", "/Healthz", "//metrics"]
             {
-                assert_eq!(access.judge(path, &map), expected, "{address} {path} {headers:?}");
+                assert_eq!(judge(path), expected, "{address} {path} {headers:?}");
             }
             for path in OPEN {
-                assert_eq!(access.judge(path, &map), ok, "{address} {path} {headers:?}");
+                assert_eq!(judge(path), ok, "{address} {path} {headers:?}");
             }
         }
     }

@@ -222,7 +222,7 @@ impl Admin {
             return short(response);
         }
         let uri = request.uri();
-        if let Err(denied) = access.judge(uri.path(), request.headers()) {
+        if let Err(denied) = access.judge(uri, request.headers()) {
             return short(refusal(denied));
         }
         let (tap, query) = (&self.pages.tap, uri.query().unwrap_or_default());

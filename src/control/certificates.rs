@@ -47,6 +47,8 @@ pub(super) struct CertificateFiles {
     read: FileStates,
     /// The files as the last poll saw them.
     seen: FileStates,
+    /// When files that were refused will do, in seconds since 1970.
+    will_do_from: Option<i64>,
 }
 
 type FileStates = Vec<Option<FileState>>;
@@ -65,7 +67,8 @@ impl CertificateFiles {
         warn_of_flaws(&snapshot);
         let of = Certificates { shared: SharedTls::new(snapshot), reloads: Arc::default() };
         let (read, seen) = (state.clone(), state);
-        Ok(Some(CertificateFiles { options, needs_certificate, of, read, seen }))
+        let will_do_from = None;
+        Ok(Some(CertificateFiles { options, needs_certificate, of, read, seen, will_do_from }))
     }
 
     /// What is in effect.
@@ -78,6 +81,7 @@ impl CertificateFiles {
         let state = states(&self.options);
         self.read = state.clone();
         self.seen = state;
+        self.will_do_from = None;
         let before = self.of.shared.load();
         match TlsSnapshot::read(&self.options, self.needs_certificate, Some(&before)) {
             Ok(snapshot) => {
@@ -87,6 +91,7 @@ impl CertificateFiles {
                 self.of.reloads.failing.set(0);
             }
             Err(error) => {
+                self.will_do_from = error.will_do_from();
                 self.of.reloads.failures.inc();
                 self.of.reloads.failing.set(1);
                 tracing::error!(
@@ -96,11 +101,13 @@ impl CertificateFiles {
         }
     }
 
-    /// Reads the files if one has changed and all are steady.
+    /// Reads the files if one has changed and all are steady, and once a certificate that was refused
+    /// has become valid.
     pub(super) fn poll(&mut self) {
         let state = states(&self.options);
         let is_steady = std::mem::replace(&mut self.seen, state.clone()) == state;
-        if is_steady && state != self.read {
+        let will_do = self.will_do_from.is_some_and(|from| unix_now() >= from);
+        if is_steady && (will_do || state != self.read) {
             self.reload();
         }
     }
@@ -127,23 +134,17 @@ fn in_effect(snapshot: &TlsSnapshot) -> String {
 }
 
 fn warn_of_flaws(snapshot: &TlsSnapshot) {
-    for of in &snapshot.certificates {
-        for flaw in of.flaws(unix_now()) {
-            tracing::warn!("TLS_CERT {}: {flaw}", of.path.display());
-        }
+    for flaw in snapshot.flaws(unix_now()) {
+        tracing::warn!("{flaw}");
     }
 }
 
 impl Certificates {
     /// What an operator should know, a line each. Not a reason against traffic.
     pub fn remarks(&self) -> String {
-        let now = unix_now();
-        let mut text = String::new();
-        for of in &self.shared.load().certificates {
-            for flaw in of.flaws(now) {
-                text += &format!("TLS_CERT {}: {flaw}\n", of.path.display());
-            }
-        }
+        let snapshot = self.shared.load();
+        let flaws = snapshot.flaws(unix_now()).into_iter();
+        let mut text: String = flaws.map(|flaw| format!("{flaw}\n")).collect();
         if self.reloads.failing.value() != 0 {
             text += "TLS files are refused since their last change, see the log; new connections get the certificates read before\n";
         }

@@ -336,8 +336,8 @@ fn judge(error: &Error) -> (TlsRefusal, String) {
             (
                 TlsRefusal::ClientCertificate,
                 format!(
-                    "its client's certificate is not accepted ({why}); it must be valid, for client authentication, and of an \
-                     authority in TLS_CLIENT_CA"
+                    "its client's certificate is not accepted ({why}); it must be valid, of X.509 version 3, for \
+                     client authentication, and of an authority in TLS_CLIENT_CA"
                 ),
             )
         }

@@ -2,7 +2,7 @@
 
 use super::{Finding, exposed};
 use crate::config::{Config, TlsOptions};
-use crate::tls::{TlsSnapshot, unix_now};
+use crate::tls::{TlsFlaw, TlsSnapshot, unix_now};
 
 /// The findings for `TLS_CERT`, `TLS_KEY` and `TLS_CLIENT_CA`; none if no address has TLS.
 pub(super) fn findings(config: &Config) -> Vec<Finding> {
@@ -20,11 +20,11 @@ pub(super) fn findings(config: &Config) -> Vec<Finding> {
     for of in &snapshot.certificates {
         let shown = of.path.display();
         findings.push(Finding::ok("TLS_CERT", format!("{shown}: {}", of.summary(now))));
+    }
+    for TlsFlaw { setting, path, text } in snapshot.flaws(now) {
+        let (shown, detail) = (path.display(), format!("{}: {text}", path.display()));
         let remedy = format!("openssl x509 -noout -text -in {shown}");
-        let flaws = of.flaws(now).into_iter();
-        findings.extend(
-            flaws.map(|flaw| Finding::warn("TLS_CERT", format!("{shown}: {flaw}"), remedy.clone())),
-        );
+        findings.push(Finding::warn(setting, detail, remedy));
     }
     findings.extend(exposed_keys(options));
     if let Some(path) = &options.client_ca {

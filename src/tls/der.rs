@@ -1,5 +1,7 @@
 //! The few fields of a certificate that rustls does not tell: until when it is valid, the common name
-//! of its subject, and whether it is an authority's (X.509, RFC 5280, in DER).
+//! and the IP addresses of its subject, and whether it is an authority's (X.509, RFC 5280, in DER).
+
+use std::net::IpAddr;
 
 /// Bytes that are not the DER that was expected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,8 +37,12 @@ const EXTENSIONS: u8 = 0xa3;
 
 /// 2.5.4.3, `id-at-commonName`.
 const COMMON_NAME: &[u8] = &[0x55, 0x04, 0x03];
+/// 2.5.29.17, `id-ce-subjectAltName`.
+const SUBJECT_ALT_NAME: &[u8] = &[0x55, 0x1d, 0x11];
 /// 2.5.29.19, `id-ce-basicConstraints`.
 const BASIC_CONSTRAINTS: &[u8] = &[0x55, 0x1d, 0x13];
+/// `[7] IMPLICIT OCTET STRING`, the `iPAddress` of an alternative name.
+const IP_ADDRESS: u8 = 0x87;
 
 /// Reads a certificate.
 ///
@@ -75,13 +81,43 @@ pub fn is_authority(certificate: &[u8]) -> Result<bool, MalformedDer> {
     if is_version_1 {
         return Ok(issuer.0 == subject.0);
     }
-    while !fields.0.is_empty() {
-        let (tag, mut contents) = fields.next()?;
-        if tag == EXTENSIONS {
-            return has_ca_constraint(contents.enter(SEQUENCE)?);
-        }
+    let Some(mut constraints) = extension(fields, BASIC_CONSTRAINTS)? else { return Ok(false) };
+    let first = constraints.enter(SEQUENCE)?.next();
+    Ok(matches!(first, Ok((BOOLEAN, DerReader([0xff])))))
+}
+
+/// The IP addresses among the alternative names of its subject (RFC 5280, section 4.2.1.6).
+///
+/// # Errors
+/// It is not a certificate, or is cut.
+pub fn ip_addresses(certificate: &[u8]) -> Result<Vec<IpAddr>, MalformedDer> {
+    let fields = DerReader(certificate).enter(SEQUENCE)?.enter(SEQUENCE)?;
+    let mut found = Vec::new();
+    let Some(mut value) = extension(fields, SUBJECT_ALT_NAME)? else { return Ok(found) };
+    let mut names = value.enter(SEQUENCE)?;
+    while !names.0.is_empty() {
+        let (tag, DerReader(name)) = names.next()?;
+        let v4 = || <[u8; 4]>::try_from(name).map(IpAddr::from).ok();
+        let v6 = || <[u8; 16]>::try_from(name).map(IpAddr::from).ok();
+        found.extend((tag == IP_ADDRESS).then(|| v4().or_else(v6)).flatten());
     }
-    Ok(false)
+    Ok(found)
+}
+
+/// The issuer and the subject of a certificate, both in DER.
+///
+/// # Errors
+/// It is not a certificate, or is cut.
+pub fn issuer_and_subject(certificate: &[u8]) -> Result<(&[u8], &[u8]), MalformedDer> {
+    let mut fields = DerReader(certificate).enter(SEQUENCE)?.enter(SEQUENCE)?;
+    fields.skip_if(VERSION)?;
+    // The serial number and the signature's algorithm.
+    fields.enter(INTEGER)?;
+    fields.enter(SEQUENCE)?;
+    let issuer = fields.enter(SEQUENCE)?.0;
+    // The validity.
+    fields.enter(SEQUENCE)?;
+    Ok((issuer, fields.enter(SEQUENCE)?.0))
 }
 
 /// The subject of a certificate and its public key, both in DER.
@@ -99,17 +135,27 @@ pub fn name_and_key(certificate: &[u8]) -> Result<(&[u8], &[u8]), MalformedDer> 
     Ok((fields.enter(SEQUENCE)?.0, fields.enter(SEQUENCE)?.0))
 }
 
-fn has_ca_constraint(mut extensions: DerReader<'_>) -> Result<bool, MalformedDer> {
-    while !extensions.0.is_empty() {
-        let mut extension = extensions.enter(SEQUENCE)?;
-        if extension.enter(OBJECT_ID)?.0 == BASIC_CONSTRAINTS {
-            // Whether it is critical.
-            extension.skip_if(BOOLEAN)?;
-            let mut constraints = extension.enter(OCTET_STRING)?.enter(SEQUENCE)?;
-            return Ok(matches!(constraints.next(), Ok((BOOLEAN, DerReader([0xff])))));
+/// The value of the extension `id`, if it is among the fields of a certificate.
+fn extension<'a>(
+    mut fields: DerReader<'a>,
+    id: &[u8],
+) -> Result<Option<DerReader<'a>>, MalformedDer> {
+    while !fields.0.is_empty() {
+        let (tag, mut contents) = fields.next()?;
+        if tag != EXTENSIONS {
+            continue;
+        }
+        let mut extensions = contents.enter(SEQUENCE)?;
+        while !extensions.0.is_empty() {
+            let mut extension = extensions.enter(SEQUENCE)?;
+            if extension.enter(OBJECT_ID)?.0 == id {
+                // Whether it is critical.
+                extension.skip_if(BOOLEAN)?;
+                return extension.enter(OCTET_STRING).map(Some);
+            }
         }
     }
-    Ok(false)
+    Ok(None)
 }
 
 fn common_name(mut subject: DerReader<'_>) -> Result<Option<String>, MalformedDer> {
@@ -327,6 +373,25 @@ mod tests {
         }
     }
 
+    #[test]
+    fn ip_addresses_are_those_of_the_alternative_names() {
+        for (names, expected) in [
+            (&["192.0.2.7"][..], &["192.0.2.7"][..]),
+            (&["a.test", "2001:db8::7", "127.0.0.1"], &["2001:db8::7", "127.0.0.1"]),
+            (&["a.test"], &[]),
+            (&[], &[]),
+        ] {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            let params = CertificateParams::new(names.clone()).unwrap();
+            let der = params.self_signed(&KeyPair::generate().unwrap()).unwrap().der().to_vec();
+            let expected = expected.iter().map(|ip| ip.parse().unwrap()).collect();
+            assert_eq!(ip_addresses(&der), Ok(expected), "{names:?}");
+            for length in 0..der.len() {
+                assert_eq!(ip_addresses(&der[..length]), Err(MalformedDer), "{length}");
+            }
+        }
+    }
+
     /// Every cut and every changed byte: a verdict, never a panic.
     #[test]
     fn what_is_no_certificate_is_malformed() {
@@ -338,7 +403,12 @@ mod tests {
             for bits in [0x01, 0x80, 0xff] {
                 let mut changed = whole.clone();
                 changed[at] ^= bits;
-                let _any_verdict = (facts(&changed), is_authority(&changed));
+                let _any_verdict = (
+                    facts(&changed),
+                    is_authority(&changed),
+                    ip_addresses(&changed),
+                    issuer_and_subject(&changed).is_ok(),
+                );
             }
         }
         for text in [&b""[..], b"\x30", b"\x30\x80\0\0", b"\x30\x84\0\0\0\0", b"-----BEGIN"] {

@@ -31,7 +31,7 @@ pub enum PairError {
     #[error("is empty: it is written in place, or was never filled")]
     Empty,
     #[error(
-        "is not PEM: it has no line -----BEGIN CERTIFICATE----- or -----BEGIN PRIVATE KEY-----"
+        "is not PEM: it has no line -----BEGIN CERTIFICATE----- or -----BEGIN PRIVATE KEY-----, without blanks before it"
     )]
     NotPem,
     #[error(
@@ -54,6 +54,11 @@ pub enum PairError {
     OnlyRequest,
     #[error("has a certificate that cannot be parsed, number {nth}: {why}; copy it again")]
     BadCertificate { nth: usize, why: String },
+    #[error(
+        "has a certificate of X.509 version 1, which clients refuse: have it signed with extensions, subjectAltName \
+         among them (`openssl x509 -req -extfile FILE`)"
+    )]
+    Version1,
     #[error(
         "holds no private key but {0}: give the file with -----BEGIN PRIVATE KEY----- as TLS_KEY"
     )]
@@ -86,15 +91,21 @@ pub enum PairError {
          other clients; give the certificate of the authority that signed it"
     )]
     NotAuthority(usize),
-    #[error("expired {0} days ago, and the one in effect is still valid")]
+    #[error("expired on {day}, and the one in effect is still valid", day = date(*.0))]
     Expired(i64),
+    #[error(
+        "is valid from {from} on, and the one in effect is valid now: it is read again then; see that this host's \
+         clock is right",
+        from = time_of(*.0)
+    )]
+    NotYetValid(i64),
 }
 
 /// What there is to know of a certificate that is in use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CertificateFacts {
     pub path: PathBuf,
-    /// DNS names, as in the certificate.
+    /// The host names in it, and behind them the IP addresses.
     pub names: Vec<String>,
     /// `ECDSA P-256`
     pub key: String,
@@ -104,6 +115,9 @@ pub struct CertificateFacts {
     pub not_after: i64,
     /// Certificates in the file, its own included.
     pub chain: usize,
+    /// Of those behind it the one that expires first, if that is before it does: its place, counted
+    /// from 1 with its own, and when. A root does not count: clients have it themselves.
+    pub ends_before: Option<(usize, i64)>,
     /// The certificate that is not signed by the one behind it, counted from 1.
     pub unordered: Option<usize>,
 }
@@ -125,15 +139,27 @@ impl CertificateFacts {
                 date(self.not_after)
             ));
         } else if left < self.warns_before() {
-            let days = left / DAY_S;
-            flaws.push(format!("it expires in {days} days, on {}; renew it", date(self.not_after)));
+            flaws.push(format!("it expires {}; renew it", how_soon(left, self.not_after)));
+        }
+        if let Some((nth, end)) = self.ends_before {
+            let remedy = "clients that need it for the path to their root refuse this one; get the chain anew";
+            if end < now {
+                let day = date(end);
+                flaws.push(format!("certificate {nth} of its file expired on {day}: {remedy}"));
+            } else if end - now < self.warns_before() {
+                let soon = how_soon(end - now, end);
+                flaws.push(format!("certificate {nth} of its file expires {soon}: {remedy}"));
+            }
         }
         if now < self.not_before {
-            let from = date(self.not_before);
+            let from = time_of(self.not_before);
             flaws.push(format!("it is valid from {from} on: clients refuse it until then; see that this host's clock is right"));
         }
         if self.names.is_empty() {
-            flaws.push("it names no host (subjectAltName): clients refuse it".to_owned());
+            flaws.push(
+                "it names no host and no IP address (subjectAltName): most clients refuse it"
+                    .to_owned(),
+            );
         }
         if let Some(nth) = self.unordered {
             let next = nth + 1;
@@ -142,6 +168,11 @@ impl CertificateFacts {
             ));
         }
         flaws
+    }
+
+    /// Whether it is valid at `now`, in seconds since 1970.
+    pub fn is_valid(&self, now: i64) -> bool {
+        (self.not_before..=self.not_after).contains(&now)
     }
 
     /// How long before its end, in seconds, it is warned about.
@@ -170,9 +201,32 @@ pub fn unix_now() -> i64 {
 }
 
 /// `2027-01-31`, in UTC.
-fn date(unix_seconds: i64) -> String {
+pub(super) fn date(unix_seconds: i64) -> String {
     time::OffsetDateTime::from_unix_timestamp(unix_seconds)
         .map_or_else(|_| "an unknown day".to_owned(), |time| time.date().to_string())
+}
+
+/// `2027-01-31 09:00:00 UTC`
+fn time_of(unix_seconds: i64) -> String {
+    let time =
+        time::OffsetDateTime::from_unix_timestamp(unix_seconds).map(time::OffsetDateTime::time);
+    time.map_or_else(
+        |_| date(unix_seconds),
+        |time| {
+            let (hour, minute, second) = time.as_hms();
+            format!("{} {hour:02}:{minute:02}:{second:02} UTC", date(unix_seconds))
+        },
+    )
+}
+
+/// `in 3 days, on 2027-01-31`, for a time that is `left` seconds ahead.
+fn how_soon(left: i64, unix_seconds: i64) -> String {
+    let day = date(unix_seconds);
+    match left / DAY_S {
+        0 => format!("within a day, on {day}"),
+        1 => format!("in 1 day, on {day}"),
+        days => format!("in {days} days, on {day}"),
+    }
 }
 
 /// A pair that can be used.
@@ -201,7 +255,8 @@ pub fn load(files: &PairFiles, provider: &CryptoProvider) -> Result<LoadedPair, 
     let certificates = file.certificates.clone();
     let key_file = if key == cert { Ok(file) } else { PemFile::read(key) };
     let key = key_file.and_then(|file| only_key(file, provider)).map_err(of_key)?;
-    let chain = parse_chain(&certificates).map_err(of_cert)?;
+    let first = parse_first(&certificates).map_err(of_cert)?;
+    let names = names_of(&certificates).map_err(of_cert)?;
     let certified = CertifiedKey::new(certificates.clone(), key.clone());
     if let Err(error) = certified.keys_match() {
         let is_other = matches!(error, Error::InconsistentKeys(InconsistentKeys::KeyMismatch));
@@ -214,28 +269,59 @@ pub fn load(files: &PairFiles, provider: &CryptoProvider) -> Result<LoadedPair, 
             None => of_cert(PairError::BadCertificate { nth: 1, why: error.to_string() }),
         });
     }
+    let own = times(cert, &certificates[0]).map_err(of_cert)?;
+    let addresses = der::ip_addresses(&certificates[0]).unwrap_or_default();
+    let hosts = first.valid_dns_names().map(str::to_owned);
     let facts = CertificateFacts {
         path: cert.clone(),
-        names: chain[0].valid_dns_names().map(str::to_owned).collect(),
+        names: hosts.chain(addresses.iter().map(ToString::to_string)).collect(),
         key: kind_of(&*key),
+        ends_before: first_end(&names, &certificates).filter(|(_, end)| *end < own.not_after),
         chain: certificates.len(),
-        unordered: chain
-            .windows(2)
-            .position(|two| two[0].issuer() != two[1].subject())
-            .map(|at| at + 1),
-        ..times(cert, &certificates[0]).map_err(of_cert)?
+        unordered: names.windows(2).position(|two| two[0].0 != two[1].1).map(|at| at + 1),
+        ..own
     };
     Ok(LoadedPair { key: Arc::new(certified), facts })
 }
 
-fn parse_chain<'a>(
+/// The first of the certificates of a file, if all can be parsed. One of version 1 may be behind it, as
+/// old roots are.
+fn parse_first<'a>(
     certificates: &'a [CertificateDer<'static>],
-) -> Result<Vec<webpki::EndEntityCert<'a>>, PairError> {
-    let parsed = certificates.iter().enumerate().map(|(at, certificate)| {
-        webpki::EndEntityCert::try_from(certificate)
-            .map_err(|error| PairError::BadCertificate { nth: at + 1, why: error.to_string() })
+) -> Result<webpki::EndEntityCert<'a>, PairError> {
+    use webpki::Error::UnsupportedCertVersion;
+    let bad = |nth, error: webpki::Error| PairError::BadCertificate { nth, why: error.to_string() };
+    let first = webpki::EndEntityCert::try_from(&certificates[0]).map_err(|error| match error {
+        UnsupportedCertVersion => PairError::Version1,
+        error => bad(1, error),
+    })?;
+    for (certificate, nth) in certificates.iter().zip(1..).skip(1) {
+        match webpki::EndEntityCert::try_from(certificate) {
+            Ok(_) | Err(UnsupportedCertVersion) => {}
+            Err(error) => return Err(bad(nth, error)),
+        }
+    }
+    Ok(first)
+}
+
+/// Issuers and subjects.
+type Names<'a> = Vec<(&'a [u8], &'a [u8])>;
+
+fn names_of<'a>(certificates: &'a [CertificateDer<'static>]) -> Result<Names<'a>, PairError> {
+    let names = certificates.iter().zip(1..).map(|(certificate, nth)| {
+        let why = "its names cannot be read";
+        let bad = |_| PairError::BadCertificate { nth, why: why.to_owned() };
+        der::issuer_and_subject(certificate).map_err(bad)
     });
-    parsed.collect()
+    names.collect()
+}
+
+/// The place of the certificate behind the first one that expires first, and when. Not of a root.
+fn first_end(names: &Names<'_>, certificates: &[CertificateDer<'_>]) -> Option<(usize, i64)> {
+    let behind = names.iter().zip(certificates).zip(1..).skip(1);
+    let ends = behind.filter(|(((issuer, subject), _), _)| issuer != subject);
+    let ends = ends.filter_map(|((_, der), nth)| Some((nth, der::facts(der).ok()?.not_after)));
+    ends.min_by_key(|(_, end)| *end)
 }
 
 /// Facts with the times of a certificate, and nothing else.
@@ -250,6 +336,7 @@ fn times(path: &Path, certificate: &CertificateDer<'_>) -> Result<CertificateFac
         not_before,
         not_after,
         chain: 0,
+        ends_before: None,
         unordered: None,
     })
 }

@@ -1,6 +1,8 @@
 //! What connections are given when they begin: the certificates in effect and how clients are
 //! verified. A snapshot never changes; control publishes another one.
 
+use std::fmt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -16,7 +18,7 @@ use super::client_verifier::ShortChainVerifier;
 use super::der;
 use super::files::PemFile;
 pub use super::files::TlsError;
-use super::pair::{self, CertificateFacts, LoadedPair, PairError, unix_now};
+use super::pair::{self, CertificateFacts, LoadedPair, PairError, date, unix_now};
 use super::sni::CertificatesByName;
 use super::tickets::CertifiedTickets;
 use super::{HTTP_1_1, PROTOCOLS};
@@ -33,7 +35,53 @@ pub struct TlsSnapshot {
     pub admin: Arc<ServerConfig>,
     /// In the order of `TLS_CERT`.
     pub certificates: Vec<CertificateFacts>,
-    authorities: Option<Vec<CertificateDer<'static>>>,
+    authorities: Option<Authorities>,
+}
+
+/// Who vouches for clients.
+#[derive(PartialEq, Eq)]
+struct Authorities {
+    path: PathBuf,
+    certificates: Vec<CertificateDer<'static>>,
+}
+
+/// What is wrong with a file that is in use.
+pub struct TlsFlaw<'a> {
+    pub setting: &'static str,
+    pub path: &'a Path,
+    pub text: String,
+}
+
+/// `TLS_CERT cert.pem: it expired on 2027-01-31: clients refuse it; renew it`
+impl fmt::Display for TlsFlaw<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}: {}", self.setting, self.path.display(), self.text)
+    }
+}
+
+impl Authorities {
+    /// A path ends at its authority, whose own time nobody looks at (RFC 5280, section 6.1.1).
+    fn flaws(&self, now: i64) -> impl Iterator<Item = TlsFlaw<'_>> {
+        self.certificates.iter().zip(1..).filter_map(move |(certificate, nth)| {
+            let end = der::facts(certificate).ok()?.not_after;
+            let text = format!(
+                "authority {nth} of the file expired on {}, and still vouches for clients: replace it, or take it out",
+                date(end)
+            );
+            let flaw = TlsFlaw { setting: "TLS_CLIENT_CA", path: &self.path, text };
+            (end < now).then_some(flaw)
+        })
+    }
+}
+
+impl TlsError {
+    /// From when on the same files will do, in seconds since 1970, if they will.
+    pub fn will_do_from(&self) -> Option<i64> {
+        match self.problem {
+            PairError::NotYetValid(from) => Some(from),
+            _ => None,
+        }
+    }
 }
 
 /// The snapshot in effect, for all cores.
@@ -86,7 +134,8 @@ impl TlsSnapshot {
             None => (None, WebPkiClientVerifier::no_client_auth()),
             Some((found, refused)) => {
                 let verifier = verifier(&found, &provider, needs_certificate).map_err(refused)?;
-                (Some(found), verifier)
+                let path = options.client_ca.clone().unwrap_or_default();
+                (Some(Authorities { path, certificates: found }), verifier)
             }
         };
         // A ticket holds who its client is.
@@ -122,7 +171,16 @@ impl TlsSnapshot {
 
     /// How many authorities vouch for clients.
     pub fn authorities(&self) -> usize {
-        self.authorities.as_ref().map_or(0, Vec::len)
+        self.authorities.as_ref().map_or(0, |of| of.certificates.len())
+    }
+
+    /// What is wrong with the files at `now`, in seconds since 1970, though they are in use.
+    pub fn flaws(&self, now: i64) -> Vec<TlsFlaw<'_>> {
+        let own = self.certificates.iter().flat_map(|of| {
+            let flaw = |text| TlsFlaw { setting: "TLS_CERT", path: &of.path, text };
+            of.flaws(now).into_iter().map(flaw)
+        });
+        own.chain(self.authorities.iter().flat_map(|of| of.flaws(now))).collect()
     }
 }
 
@@ -133,18 +191,21 @@ fn load_pairs(
     options.pairs.iter().map(|files| pair::load(files, provider)).collect()
 }
 
-/// Refuses an expired certificate in the place of one that is valid.
+/// Refuses a certificate that has expired, or is not valid yet, in the place of one that is valid.
 fn none_is_worse(pairs: &[LoadedPair], before: &[CertificateFacts]) -> Result<(), TlsError> {
     let now = unix_now();
     let is_worse = |(new, old): &(&LoadedPair, &CertificateFacts)| {
-        new.facts.not_after < now && old.not_after >= now
+        !new.facts.is_valid(now) && old.is_valid(now)
     };
     match pairs.iter().zip(before).find(is_worse) {
         None => Ok(()),
         Some((LoadedPair { facts, .. }, _)) => Err(TlsError {
             setting: "TLS_CERT",
             path: facts.path.clone(),
-            problem: PairError::Expired((now - facts.not_after) / 86_400),
+            problem: match facts.not_after < now {
+                true => PairError::Expired(facts.not_after),
+                false => PairError::NotYetValid(facts.not_before),
+            },
         }),
     }
 }

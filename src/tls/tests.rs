@@ -15,7 +15,13 @@ struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 impl Authority {
     fn new(name: &str) -> Authority {
+        Authority::until(name, 4_733_510_400)
+    }
+
+    /// One that is valid until this time, in seconds since 1970.
+    fn until(name: &str, unix_seconds: i64) -> Authority {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.not_after = time::OffsetDateTime::from_unix_timestamp(unix_seconds).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         params.distinguished_name.push(DnType::CommonName, name);
@@ -39,9 +45,22 @@ impl Authority {
         params.signed_by(key, &self.0).unwrap().pem()
     }
 
+    /// One that is valid until this time, in seconds since 1970.
+    fn server_until(&self, names: &[&str], key: &KeyPair, unix_seconds: i64) -> String {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let mut params = CertificateParams::new(names).unwrap();
+        params.not_after = time::OffsetDateTime::from_unix_timestamp(unix_seconds).unwrap();
+        params.signed_by(key, &self.0).unwrap().pem()
+    }
+
     /// An authority below this one.
     fn below(&self, name: &str) -> (String, Authority) {
+        self.below_until(name, 4_733_510_400)
+    }
+
+    fn below_until(&self, name: &str, unix_seconds: i64) -> (String, Authority) {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.not_after = time::OffsetDateTime::from_unix_timestamp(unix_seconds).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.distinguished_name.push(DnType::CommonName, name);
         let issuer =

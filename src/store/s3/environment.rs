@@ -14,6 +14,7 @@ use http::{HeaderValue, Uri};
 
 use super::StartError;
 use super::masked::shown_url;
+use crate::config::{IS_SECRET, is_secret_itself};
 use crate::store::s3::dial::ServerAddress;
 
 /// One setting that matters here.
@@ -30,6 +31,8 @@ pub(super) struct AwsSetting {
 enum Form {
     /// Any text on one line.
     Text,
+    /// The name of a file that holds a secret, which is not shown if it may be the secret.
+    SecretFile,
     /// Goes into a header; never shown.
     Secret,
     /// Key of the signature; never shown.
@@ -82,11 +85,11 @@ pub(super) const SETTINGS: &[AwsSetting] = &[
     entry("AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE", "ec2_metadata_service_endpoint_mode", Form::IpVersion),
     entry("AWS_ROLE_ARN", "role_arn", Form::Text),
     entry("AWS_ROLE_SESSION_NAME", "role_session_name", Form::Text),
-    entry("AWS_WEB_IDENTITY_TOKEN_FILE", "web_identity_token_file", Form::Text),
+    entry("AWS_WEB_IDENTITY_TOKEN_FILE", "web_identity_token_file", Form::SecretFile),
     entry("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "", Form::UrlPath),
     entry("AWS_CONTAINER_CREDENTIALS_FULL_URI", "", Form::Url),
     entry("AWS_CONTAINER_AUTHORIZATION_TOKEN", "", Form::Secret),
-    entry("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", "", Form::Text),
+    entry("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", "", Form::SecretFile),
     entry("AWS_EXECUTION_ENV", "", Form::Verbatim),
     entry("SMITHY_CLIENT_SDK_CUSTOM_PARTITION", "", Form::Never),
     entry("", "external_id", Form::Text),
@@ -128,6 +131,9 @@ impl Form {
         match self {
             Form::Text if text.contains(char::is_control) => refuse("give one line of text"),
             Form::Text => Ok(()),
+            Form::SecretFile if text.contains(char::is_control) => secret("give one line of text"),
+            Form::SecretFile if is_secret_itself(text) => secret(IS_SECRET),
+            Form::SecretFile => Ok(()),
             Form::Secret if is_header && text.bytes().all(|b| b.is_ascii_graphic()) => Ok(()),
             Form::Secret => secret("holds blanks or other than visible ASCII characters"),
             Form::SigningSecret if text.contains(char::is_control) => {
@@ -253,6 +259,7 @@ mod tests {
     fn samples(form: Form) -> (&'static str, Option<&'static str>) {
         match form {
             Form::Text => ("some text", Some("two\nlines")),
+            Form::SecretFile => ("tokens/web-identity", Some("eyJhbGciOiJSUzI1NiJ9.e30.c2ln")),
             Form::Secret => ("AKID/x+y=", Some("a b\u{7f}")),
             Form::SigningSecret => ("s3cr3t and ü", Some("a\r\nb")),
             Form::Switch => ("True", Some("maybe")),
@@ -298,7 +305,7 @@ mod tests {
                 assert!(text.contains("not UTF-8"), "{text}");
             }
             let text = refused(read(bad.unwrap()));
-            let is_secret = matches!(form, Form::Secret | Form::SigningSecret);
+            let is_secret = matches!(form, Form::Secret | Form::SecretFile | Form::SigningSecret);
             let start = format!("{variable}=");
             assert_eq!(text.starts_with(&start), !is_secret, "{text}");
         }

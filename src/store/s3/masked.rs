@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 
-use crate::coding::percent::{escape_path, escape_query};
+use crate::config::is_variable;
 
 /// What stands for a secret.
 const MASK: &str = "***";
@@ -14,51 +14,67 @@ const KEY_BYTES_MIN: usize = 16;
 /// Length of a secret access key of AWS, which may begin with a slash.
 const SECRET_KEY_BYTES: usize = 40;
 
-/// `text` with [`MASK`] in the place of each of `secrets`, also where they are escaped as in JSON
-/// or a URL.
+/// `text` with [`MASK`] in the place of each of `secrets`, also where they are escaped as in JSON,
+/// XML or a URL, whole or in part.
 pub(super) fn mask<'a>(text: &'a str, secrets: &[&str]) -> Cow<'a, str> {
     let mut masked = Cow::Borrowed(text);
     for secret in secrets.iter().filter(|secret| secret.len() >= SECRET_BYTES_MIN) {
-        for form in forms(secret) {
-            if masked.contains(&form) {
-                masked = Cow::Owned(masked.replace(&form, MASK));
-            }
+        if let Some(without) = without(masked.as_bytes(), secret.as_bytes()) {
+            masked = Cow::Owned(String::from_utf8_lossy(&without).into_owned());
         }
     }
     masked
 }
 
-/// The ways in which others write `secret`. Digits of an escape are of either case.
-fn forms(secret: &str) -> Vec<String> {
-    let escaped = |escape: fn(&str, &mut Vec<u8>)| {
-        let mut bytes = Vec::new();
-        escape(secret, &mut bytes);
-        String::from_utf8_lossy(&bytes).into_owned()
-    };
-    let mut forms = vec![secret.to_owned(), secret.replace('/', "\\/")];
-    for upper in [escaped(escape_query), escaped(escape_path)] {
-        forms.extend([with_lower_escapes(&upper), upper]);
+/// `text` with [`MASK`] wherever it has `secret`, if it does.
+fn without(text: &[u8], secret: &[u8]) -> Option<Vec<u8>> {
+    let mut masked = Vec::new();
+    let (mut kept, mut at) = (0, 0);
+    while at < text.len() {
+        match length_of(&text[at..], secret) {
+            None => at += 1,
+            Some(length) => {
+                masked.extend_from_slice(&text[kept..at]);
+                masked.extend_from_slice(MASK.as_bytes());
+                at += length;
+                kept = at;
+            }
+        }
     }
-    forms.dedup();
-    forms
+    masked.extend_from_slice(&text[kept..]);
+    (kept > 0).then_some(masked)
 }
 
-/// `%2F` becomes `%2f`.
-fn with_lower_escapes(text: &str) -> String {
-    let mut digits = 0;
-    text.chars()
-        .map(|c| match (c, digits) {
-            ('%', _) => {
-                digits = 2;
-                c
-            }
-            (_, 0) => c,
-            _ => {
-                digits -= 1;
-                c.to_ascii_lowercase()
-            }
-        })
-        .collect()
+/// How many bytes `secret` takes where `text` begins with it.
+fn length_of(text: &[u8], secret: &[u8]) -> Option<usize> {
+    if text.starts_with(secret) {
+        return Some(secret.len());
+    }
+    let byte = |at: usize, byte: &u8| Some(at + width_of(&text[at..], *byte)?);
+    secret.iter().try_fold(0, byte)
+}
+
+/// How many bytes `byte` takes where `text` begins with it: as it is, or as others write it.
+fn width_of(text: &[u8], byte: u8) -> Option<usize> {
+    let is = |digits: &[u8]| {
+        let digits = str::from_utf8(digits).ok().filter(|digits| !digits.starts_with('+'));
+        digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()) == Some(byte)
+    };
+    match text {
+        // First what may also be a byte of the secret by itself.
+        [b'%', b'2', b'5', high, low, ..] if is(&[*high, *low]) => Some(5),
+        [b'%', high, low, ..] if is(&[*high, *low]) => Some(3),
+        [b'\\', b'u', b'0', b'0', high, low, ..] if is(&[*high, *low]) => Some(6),
+        [b'\\', escaped, ..] if *escaped == byte => Some(2),
+        [b'&', b'#', b'x' | b'X', high, low, b';', ..] if is(&[*high, *low]) => Some(6),
+        [b'&', b'#', tens, ones, b';', ..] if [*tens, *ones] == *byte.to_string().as_bytes() => {
+            Some(5)
+        }
+        // Taken for a form of a web page, where a plus is a blank.
+        [b' ', ..] if byte == b'+' => Some(1),
+        [first, ..] if *first == byte => Some(1),
+        _ => None,
+    }
 }
 
 /// `text` without anything that may be a key or a token: what a credential service says may quote
@@ -152,7 +168,11 @@ pub(super) fn shown_url(text: &str) -> String {
         None => (host, ""),
     };
     let is_port = port.bytes().skip(1).all(|byte| byte.is_ascii_digit());
-    let shown = if is_port { format!("{host}{path}") } else { format!("{name}:…") };
+    let shown = if is_port || port.strip_prefix(':').is_some_and(is_variable) {
+        format!("{host}{path}")
+    } else {
+        format!("{name}:…")
+    };
     format!("{before}{scheme}{shown}{query}")
 }
 
@@ -162,7 +182,7 @@ mod tests {
 
     #[test]
     fn our_own_secrets_are_masked_wherever_they_stand() {
-        let secrets = ["AKIDXKEY", "token+/=", "secret", ""];
+        let secrets = ["AKIDXKEY", "token+/=", "secret", "", r#"say "a\b" 1%"#, "pass/wörd"];
         for (text, expected) in [
             ("no such key", "no such key"),
             ("key AKIDXKEY, AKIDXKEYAKIDXKEY", "key ***, ******"),
@@ -170,12 +190,23 @@ mod tests {
             (r#"{"t":"token+\/="}"#, r#"{"t":"***"}"#),
             ("t=token%2B%2F%3D&t=token%2b%2f%3d", "t=***&t=***"),
             ("t=token%2B/%3D t=token%2b/%3d", "t=*** t=***"),
+            ("t=token%2B/= t=token+%2F= t=token+/%3d", "t=*** t=*** t=***"),
+            ("t=token%252B%252f%253D, %74oken+/=", "t=***, ***"),
+            ("a form has token /=", "a form has ***"),
+            (r#"{"t":"token\u002b\u002F\u003d"}"#, r#"{"t":"***"}"#),
+            ("&lt;token&#x2b;&#X2F;&#61;&gt;", "&lt;***&gt;"),
+            (r#"say "a\b" 1%, say \"a\\b\" 1%, say%20%22a%5Cb%22%201%25"#, "***, ***, ***"),
+            ("pass/wörd pass%2Fw%C3%B6rd ö", "*** *** ö"),
+            (
+                "token%2B%2F token%+/= token%2 token\\u002b/ &#43",
+                "token%2B%2F token%+/= token%2 token\\u002b/ &#43",
+            ),
+            ("tokentoken+/=", "token***"),
             ("the secret is wrong", "the secret is wrong"),
             ("", ""),
         ] {
             assert_eq!(mask(text, &secrets), expected);
         }
-        assert_eq!(with_lower_escapes("A%2FB%E2%82%ACG"), "A%2fB%e2%82%acG");
     }
 
     #[test]
@@ -255,6 +286,17 @@ mod tests {
             ("http://me:hu]sh/x", "http://me:…"),
             ("http://[::1]:hush", "http://[::1]:…"),
             ("http://[::1", "http://[:…"),
+            ("http://h:${PORT}", "http://h:${PORT}"),
+            ("http://h:${S3_PORT}/x", "http://h:${S3_PORT}/x"),
+            ("http://${HOST}/x", "http://${HOST}/x"),
+            ("http://h:$PORT", "http://h:$PORT"),
+            ("http://me:${HUSH}@h", "…@h"),
+            ("http://h:${PORT:-hush}", "http://h:…"),
+            ("http://me:$HUSH", "http://me:…"),
+            ("http://me:$", "http://me:…"),
+            ("http://me:${}", "http://me:…"),
+            ("http://me:${HUSH", "http://me:…"),
+            ("http://me:${HUSH}1", "http://me:…"),
             ("http://h/x?sig=hush", "http://h/x?…"),
             ("http://h:1#hush", "http://h:1#…"),
             ("maybe", "maybe"),

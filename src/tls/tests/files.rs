@@ -92,6 +92,43 @@ fn a_file_that_cannot_be_used_is_named_with_the_remedy() {
     }
 }
 
+/// A root `old` of X.509 version 1: `openssl x509 -req -signkey KEY` without extensions.
+const VERSION_1: &str = "\
+-----BEGIN CERTIFICATE-----
+MIIBGDCBvwIULAaYm29xsk9r7NvrkSyLPn00+MQwCgYIKoZIzj0EAwIwDjEMMAoG
+A1UEAwwDb2xkMCAXDTI2MTIwMTExMzYzNFoYDzIxMjYxMTA3MTEzNjM0WjAOMQww
+CgYDVQQDDANvbGQwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAASX1M1rWItEgwbe
+H6WrowZxG5SGZ97iN3f2S3LX+LH0k2E97Ugg73yCXJs1PF7qwsf2Le7IqmS+srdI
+rWu92gAAMAoGCCqGSM49BAMCA0gAMEUCIQDC3UQuwYR4gaGhAfQABQoMmLrYojK9
+Q6bBz+0lRxh+fwIgQsmjIx64WfGxjlHx4aPNUwoSMkKOlLEePj58TDXX8j0=
+-----END CERTIFICATE-----
+";
+
+/// Clients refuse a certificate of version 1, but not a root.
+#[test]
+fn what_version_1_cannot_say_is_asked_of_the_first_certificate_alone() {
+    let dir = Dir::new();
+    let (root, key) = (Authority::new("old"), KeyPair::generate().unwrap());
+    let own = root.server(&["a.test"], &key);
+    for (certificates, refused) in [
+        (
+            [VERSION_1, &own],
+            Some("has a certificate of X.509 version 1, which clients refuse: have"),
+        ),
+        ([&own, VERSION_1], None),
+    ] {
+        let both = dir.write("both.pem", certificates.concat() + &key.serialize_pem());
+        match (read(&[("TLS_CERT", text(&both))]), refused) {
+            (Ok(snapshot), None) => {
+                let facts = &snapshot.certificates[0];
+                assert_eq!((facts.chain, facts.flaws(unix_now())), (2, Vec::new()));
+            }
+            (Err(error), Some(says)) => assert!(error.to_string().contains(says), "{error}"),
+            (_, refused) => panic!("{refused:?}"),
+        }
+    }
+}
+
 /// A pipe, as `<(…)` of a shell, has its bytes once.
 #[test]
 fn a_file_is_read_once() {
@@ -176,12 +213,57 @@ fn what_is_found_in_a_pair_is_told() {
     assert_eq!(whole.flaws(now), Vec::<String>::new());
     for (names, years, says) in [
         (&["a.test"][..], [2000, 2001], "it expired on 2001-01-01: clients refuse it"),
-        (&["a.test"], [2110, 2120], "it is valid from 2110-01-01 on"),
-        (&[], [2020, 2120], "it names no host (subjectAltName)"),
+        (&["a.test"], [2110, 2120], "it is valid from 2110-01-01 00:00:00 UTC on"),
+        (&[], [2020, 2120], "it names no host and no IP address (subjectAltName)"),
     ] {
         let flaws = facts_of(&middle.server_valid(names, &key, years)).flaws(now);
         assert_eq!(flaws.len(), 1, "{flaws:?}");
         assert!(flaws[0].contains(says), "{flaws:?}");
+    }
+    for names in [&["192.0.2.7"][..], &["2001:db8::7"], &["a.test", "192.0.2.7"]] {
+        let facts = facts_of(&middle.server(names, &key));
+        assert_eq!((&facts.names[..], facts.flaws(now)), (&owned(names)[..], Vec::new()));
+    }
+}
+
+fn owned(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+/// A chain is good for as long as each of its certificates is.
+#[test]
+fn the_first_of_a_chain_to_expire_is_warned_about() {
+    let dir = Dir::new();
+    let (root, key) = (Authority::new("root"), KeyPair::generate().unwrap());
+    let now = unix_now();
+    const DAY: i64 = 86_400;
+    let leaf_ends = now + 90 * DAY;
+    for (ends, says) in [
+        (&[200][..], None),
+        (&[89], None),
+        (&[-1], Some("certificate 2 of its file expired on ")),
+        (&[5], Some("certificate 2 of its file expires in 5 days, on ")),
+        (&[200, 0], Some("certificate 3 of its file expires within a day, on ")),
+        (&[1, 5], Some("certificate 2 of its file expires in 1 day, on ")),
+    ] {
+        let (mut issuer, mut behind) = (None, Vec::new());
+        for days in ends.iter().rev() {
+            let above = issuer.as_ref().unwrap_or(&root);
+            let (pem, below) = above.below_until(&format!("middle {days}"), now + days * DAY + 60);
+            behind.insert(0, pem);
+            issuer = Some(below);
+        }
+        let leaf = issuer.unwrap().server_until(&["a.test"], &key, leaf_ends);
+        // An expired root that comes along: clients have their own.
+        let old_root = Authority::until("root", now - DAY).pem();
+        let text_of = [leaf, behind.concat(), old_root, key.serialize_pem()].concat();
+        let both = dir.write("both.pem", text_of);
+        let facts = read(&[("TLS_CERT", text(&both))]).unwrap().certificates.remove(0);
+        match (facts.flaws(now).as_slice(), says) {
+            ([], None) => {}
+            ([flaw], Some(says)) if flaw.starts_with(says) => {}
+            (flaws, says) => panic!("{ends:?}: {flaws:?} for {says:?}"),
+        }
     }
 }
 
@@ -197,13 +279,17 @@ fn how_early_a_certificate_is_warned_about_follows_from_its_lifetime() {
         let warned_at = |left: i64| facts.flaws(lifetime * DAY - left);
         assert_eq!(warned_at((warned + 1) * DAY), Vec::<String>::new(), "{lifetime}");
         let said = warned_at(warned * DAY - 1).join("");
-        assert!(said.contains(&format!("it expires in {} days", warned - 1)), "{said}");
+        let soon = match warned - 1 {
+            0 => "within a day".to_owned(),
+            days => format!("in {days} days"),
+        };
+        assert!(said.contains(&format!("it expires {soon}, on ")), "{said}");
         assert!(warned_at(-1).join("").contains("it expired"));
     }
 }
 
 /// What is read for a reload: tickets stay valid for as long as the same authorities vouch for
-/// clients, and an expired certificate does not replace a valid one.
+/// clients, and a certificate that is not valid now does not replace one that is.
 #[test]
 fn a_reload_keeps_tickets_and_refuses_what_is_worse() {
     let dir = Dir::new();
@@ -226,12 +312,45 @@ fn a_reload_keeps_tickets_and_refuses_what_is_worse() {
     dir.write("ca.pem", Authority::new("other").pem());
     let other = TlsSnapshot::read(&options, true, Some(&again)).unwrap();
     assert!(tickets(&other).iter().all(|of| !tickets(&again).contains(of)));
-    dir.write("a.pem", pair([2000, 2001]));
-    let refused = TlsSnapshot::read(&options, true, Some(&other)).err().unwrap().to_string();
-    assert!(refused.contains("a.pem expired ") && refused.contains(" days ago"), "{refused}");
-    // At a start there is no other one.
-    let expired = TlsSnapshot::read(&options, true, None).unwrap();
-    assert!(TlsSnapshot::read(&options, true, Some(&expired)).is_ok());
+    for (years, says, will_do_from) in [
+        ([2000, 2001], "a.pem expired on 2001-01-01, and", None),
+        ([2110, 2120], "a.pem is valid from 2110-01-01 00:00:00 UTC on, and", Some(4_417_977_600)),
+    ] {
+        dir.write("a.pem", pair(years));
+        let refused = TlsSnapshot::read(&options, true, Some(&other)).err().unwrap();
+        assert!(refused.to_string().contains(says), "{refused}");
+        assert_eq!(refused.will_do_from(), will_do_from, "{years:?}");
+        // At a start there is no other one, and later none that is better.
+        let worse = TlsSnapshot::read(&options, true, None).unwrap();
+        assert!(TlsSnapshot::read(&options, true, Some(&worse)).is_ok());
+    }
+}
+
+/// An authority vouches for clients after its time too, so it is told.
+#[test]
+fn authorities_that_have_expired_are_told() {
+    let dir = Dir::new();
+    let (root, key, now) = (Authority::new("root"), KeyPair::generate().unwrap(), unix_now());
+    let both = dir.write("a.pem", root.server(&["a.test"], &key) + &key.serialize_pem());
+    let [old, good] = [-86_400, 86_400].map(|ends| Authority::until("root", now + ends).pem());
+    for (authorities, expected) in
+        [(&[&good][..], &[][..]), (&[&old], &[1]), (&[&good, &old, &good, &old], &[2, 4])]
+    {
+        let text_of: String = authorities.iter().map(|pem| pem.as_str()).collect();
+        let ca = dir.write("ca.pem", text_of);
+        let settings = [
+            ("LISTEN", "https://127.0.0.1:1"),
+            ("TLS_CERT", text(&both)),
+            ("TLS_CLIENT_CA", text(&ca)),
+        ];
+        let snapshot = read(&settings).unwrap();
+        let flaws: Vec<String> = snapshot.flaws(now).iter().map(ToString::to_string).collect();
+        assert_eq!(flaws.len(), expected.len(), "{flaws:?}");
+        for (flaw, nth) in flaws.iter().zip(expected) {
+            let start = format!("TLS_CLIENT_CA {}: authority {nth} of the file ", ca.display());
+            assert!(flaw.starts_with(&start) && flaw.contains("still vouches"), "{flaw}");
+        }
+    }
 }
 
 fn pem_of(label: &str, der: &[u8]) -> String {

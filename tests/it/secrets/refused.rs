@@ -313,6 +313,28 @@ fn no_refused_value_is_shown() {
             rows.push(wrong(name, &given, &[("cert.pem", &good)]));
         }
     }
+    // A secret where the name of its file belongs.
+    let key = ed25519(PRIVATE_KEY);
+    let base64: String = key.lines().filter(|line| !line.starts_with('-')).collect();
+    for (says, variable, secret) in [
+        ("TOKENS_FILE", "MILLRACE_TOKENS_FILE", CLIENT_TOKEN),
+        ("TOKENS_FILE", "--tokens-file", CLIENT_TOKEN),
+        ("ADMIN_TOKEN_FILE", "MILLRACE_ADMIN_TOKEN_FILE", ADMIN_TOKEN),
+        ("ADMIN_TOKEN_FILE", "--admin-token-file", ADMIN_TOKEN),
+        ("TLS_CERT", "MILLRACE_TLS_CERT", &base64),
+        ("TLS_KEY", "MILLRACE_TLS_KEY", &base64),
+        ("TLS_KEY", "--tls-key", &base64),
+        ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_WEB_IDENTITY_TOKEN_FILE", IDENTITY_TOKEN),
+        (
+            "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+            "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+            CONTAINER_TOKEN,
+        ),
+    ] {
+        let own = [https, cert, (variable, secret)];
+        let given = if says == "TLS_CERT" { &[own[0], own[2]] } else { &own[..] };
+        rows.push(wrong(says, given, &[("cert.pem", &good)]));
+    }
     // The admin token.
     for token in [
         format!("{ADMIN_TOKEN} x"),
