@@ -468,7 +468,6 @@ impl DeadLetters {
 }
 
 /// Creates the directory if needed, for its owner only: payloads may be private.
-#[expect(clippy::disallowed_methods, reason = "runs before the executors serve anything")]
 pub fn create_dir(directory: &Path) -> io::Result<()> {
     if let Some(parent) = directory.parent() {
         create_dir_all(parent)?;

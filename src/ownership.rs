@@ -27,7 +27,6 @@ pub fn give_to_owner_of_directory(file: &File, path: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// One cannot be created, or not be given to its owner.
-#[expect(clippy::disallowed_methods, reason = "runs on blocking threads and in commands")]
 pub fn create_dir_all(directory: &Path) -> io::Result<()> {
     if directory.as_os_str().is_empty() || directory.is_dir() {
         return Ok(());

@@ -43,7 +43,7 @@ impl Default for OrphanReader {
 
 enum PostponedSegment {
     Unopened(OrphanedSegment),
-    Begun(SegmentReplay),
+    Begun(Box<SegmentReplay>),
 }
 
 /// An orphaned segment that is being read back.
@@ -71,7 +71,7 @@ impl Spool {
                     Some(PostponedSegment::Unopened(orphan)) => {
                         self.begin_replay(orphans, orphan).await
                     }
-                    Some(PostponedSegment::Begun(replay)) => Some(replay),
+                    Some(PostponedSegment::Begun(replay)) => Some(*replay),
                     None => return false,
                 },
             },
@@ -84,7 +84,7 @@ impl Spool {
             }
             Err(error) => {
                 let path = replay.segment.path().to_owned();
-                self.postpone(orphans, PostponedSegment::Begun(replay), path, &error);
+                self.postpone(orphans, PostponedSegment::Begun(Box::new(replay)), path, &error);
             }
         }
         true
