@@ -175,11 +175,11 @@ pub fn log_last_line(text: &str) {
 /// A number and what it counts, as people write it: `1 thread`, `2 threads`. The noun is given in the
 /// singular, and `dead letter` or `whole group` is one as well.
 #[derive(Clone, Copy, Debug)]
-pub struct Counted<N>(pub N, pub &'static str);
+pub struct CountOf<N>(pub N, pub &'static str);
 
-impl<N: std::fmt::Display + PartialEq + From<u8>> std::fmt::Display for Counted<N> {
+impl<N: std::fmt::Display + PartialEq + From<u8>> std::fmt::Display for CountOf<N> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Counted(number, noun) = self;
+        let CountOf(number, noun) = self;
         let ending = match () {
             () if *number == N::from(1) => "",
             () if noun.ends_with("ch") => "es",
@@ -253,7 +253,7 @@ mod tests {
             (1, "dead letter", "1 dead letter"),
             (3, "dead letter", "3 dead letters"),
         ] {
-            assert_eq!(Counted(number, noun).to_string(), text);
+            assert_eq!(CountOf(number, noun).to_string(), text);
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::control::reload::Reloader;
 use crate::control::signals::{self, Signals};
 use crate::control::start_report::StartReport;
 use crate::control::{self, Exit};
-use crate::log::{Counted, complain};
+use crate::log::{CountOf, complain};
 use crate::preflight::Mode;
 use crate::{commands, preflight};
 
@@ -58,7 +58,7 @@ fn start() -> ExitCode {
     let outcome = match invocation.command {
         // They read no setting.
         Command::Man { dir } => cli::manual::write_pages(&dir)
-            .and_then(|pages| commands::print(|out| writeln!(out, "{}", Counted(pages, "page"))))
+            .and_then(|pages| commands::print(|out| writeln!(out, "{}", CountOf(pages, "page"))))
             .map(|()| Exit::Clean),
         Command::Completion { shell } => {
             commands::print(|out| cli::manual::write_completion(shell, out)).map(|()| Exit::Clean)

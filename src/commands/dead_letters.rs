@@ -14,7 +14,7 @@ use crate::control::Exit;
 use crate::deadletter::bundle::{BundleDamage, BundleReader};
 use crate::deadletter::{DeadLetter, DeadLetters, Listing};
 use crate::key::as_file_name;
-use crate::log::{Counted, complain};
+use crate::log::{CountOf, complain};
 use crate::queue::job::Payload;
 use crate::rt;
 use crate::store::Object;
@@ -83,8 +83,8 @@ pub fn list(config: &Config, filter: &LetterFilter) -> Result<Exit, String> {
     let bytes: u64 = letters.iter().map(|letter| letter.bytes).sum();
     print(|out| {
         letters.iter().try_for_each(|letter| writeln!(out, "{}", line(letter)))?;
-        let letters = Counted(letters.len(), "dead letter");
-        writeln!(out, "{letters}, {}", Counted(bytes, "byte"))
+        let letters = CountOf(letters.len(), "dead letter");
+        writeln!(out, "{letters}, {}", CountOf(bytes, "byte"))
     })?;
     report_broken(&broken);
     Ok(Exit::Clean)
@@ -212,7 +212,7 @@ pub fn remove(config: &Config, filter: &LetterFilter) -> Result<Exit, String> {
         complain(format_args!("{key}: no dead letter has this key"));
         failed = true;
     }
-    let (removed, bytes) = (Counted(removed.len(), "dead letter"), Counted(bytes, "byte"));
+    let (removed, bytes) = (CountOf(removed.len(), "dead letter"), CountOf(bytes, "byte"));
     print(|out| writeln!(out, "{removed} removed, {bytes}"))?;
     Ok(if failed { Exit::Unstored } else { Exit::Clean })
 }
@@ -307,14 +307,14 @@ pub async fn replay(
     let (stored, left) = (replay.stored.get(), replay.left.get());
     replay.progress.end();
     print(|out| {
-        let tried = Counted(stored + left, "dead letter");
+        let tried = CountOf(stored + left, "dead letter");
         writeln!(out, "{stored} of {tried} stored in {}", config.store)?;
         if replay.others.get() > 0 {
-            let others = Counted(replay.others.get(), "dead letter");
+            let others = CountOf(replay.others.get(), "dead letter");
             writeln!(out, "not asked for, and left in place: {others}")?;
         }
         replay.elsewhere.borrow().iter().try_for_each(|(store, letters)| {
-            let letters = Counted(*letters, "dead letter");
+            let letters = CountOf(*letters, "dead letter");
             writeln!(out, "skipped for {store}: {letters}; --any-store uploads such as well")
         })
     })?;

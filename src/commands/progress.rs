@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
 
-use crate::log::{Counted, status_line};
+use crate::log::{CountOf, status_line};
 use crate::rt;
 
 /// Time between two lines.
@@ -97,7 +97,7 @@ impl ProgressLine {
             ByteSize(bytes),
             ByteSize(self.total_bytes),
             ByteSize(rate as u64),
-            Counted(items, "payload"),
+            CountOf(items, "payload"),
             items as f64 / seconds,
         );
         line.truncate(line.floor_char_boundary(COLUMNS));

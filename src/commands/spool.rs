@@ -18,7 +18,7 @@ use super::out;
 use super::progress::ProgressLine;
 use crate::config::Config;
 use crate::control::Exit;
-use crate::log::{Counted, complain};
+use crate::log::{CountOf, complain};
 use crate::queue::job::Stamp;
 use crate::spool::batches::ledger::{CompletedMembers, JournalFile, Ledger};
 use crate::spool::format::scan::{ScanStep, SegmentEnd};
@@ -108,12 +108,12 @@ impl SpoolTarget {
             }
         }
         let Survey { payloads, unstored, bytes, .. } = sum;
-        let segments = Counted(segments, "segment");
-        let (payloads, bytes) = (Counted(payloads, "payload"), Counted(bytes, "byte"));
+        let segments = CountOf(segments, "segment");
+        let (payloads, bytes) = (CountOf(payloads, "payload"), CountOf(bytes, "byte"));
         writeln!(out, "{segments}, {payloads}, {unstored} unstored, {bytes}")?;
         let aside = quarantined(&self.dir);
         if aside > 0 {
-            let aside = Counted(aside, "file");
+            let aside = CountOf(aside, "file");
             writeln!(out, "{aside} in quarantine, with payloads that could not be read")?;
         }
         out.flush()?;
@@ -167,9 +167,9 @@ impl SpoolTarget {
         progress.end();
         let journals = match journals.len() {
             0 => String::new(),
-            count => format!(", {} of batches", Counted(count, "journal")),
+            count => format!(", {} of batches", CountOf(count, "journal")),
         };
-        let (segments, groups) = (Counted(segments, "segment"), Counted(groups, "whole group"));
+        let (segments, groups) = (CountOf(segments, "segment"), CountOf(groups, "whole group"));
         writeln!(out, "{segments} with {groups}{journals}, {damaged} damaged")?;
         out.flush()?;
         Ok(if damaged == 0 { Exit::Clean } else { Exit::Unstored })
@@ -207,7 +207,7 @@ impl SpoolTarget {
             }
         }
         out.flush()?;
-        let (payloads, bytes) = (Counted(exported, "payload"), Counted(bytes, "byte"));
+        let (payloads, bytes) = (CountOf(exported, "payload"), CountOf(bytes, "byte"));
         complain(format_args!("{payloads} exported, {bytes}"));
         Ok(exit)
     }
@@ -318,7 +318,7 @@ fn list_journals(out: &mut impl Write, ledger: &Ledger) -> io::Result<()> {
     let problem = files.iter().flat_map(|file| &file.problems).next();
     let state = problem.map_or("whole", String::as_str);
     let (in_doubt, done) = (ledger.in_doubt().count(), ledger.done().count());
-    let in_doubt = Counted(in_doubt, "batch");
+    let in_doubt = CountOf(in_doubt, "batch");
     writeln!(out, "{name}  {in_doubt} in doubt, {done} done  {bytes} B  {state}")
 }
 
@@ -370,7 +370,7 @@ fn unreadable(error: &io::Error) -> String {
 /// The message about payloads lost to corruption.
 fn lost(file: &SegmentFile) -> Option<String> {
     let missing = file.missing();
-    (missing > 0).then(|| format!("lost of what was in it: {}", Counted(missing, "payload")))
+    (missing > 0).then(|| format!("lost of what was in it: {}", CountOf(missing, "payload")))
 }
 
 impl Survey {

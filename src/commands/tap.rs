@@ -12,7 +12,7 @@ use super::ask::{ListenerAt, PageUrl};
 use super::out;
 use crate::config::{Config, Effective, admin_token_text};
 use crate::control::Exit;
-use crate::log::{Counted, complain};
+use crate::log::{CountOf, complain};
 
 /// The server says something every 2 s.
 const SILENCE_MAX: Duration = Duration::from_secs(15);
@@ -100,7 +100,7 @@ impl<W: Write> TapLines<W> {
         }
         let dropped = serde_json::from_slice(line).map_or(0, |CountsLine { tap }| tap.dropped);
         if dropped > self.dropped {
-            complain(format_args!("{} dropped", Counted(dropped - self.dropped, "sample")));
+            complain(format_args!("{} dropped", CountOf(dropped - self.dropped, "sample")));
             self.dropped = dropped;
         }
         Ok(())

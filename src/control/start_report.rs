@@ -12,7 +12,7 @@ use bytesize::ByteSize;
 
 use crate::config::{Ack, Config, core_list};
 use crate::limits::Limits;
-use crate::log::{self, Counted};
+use crate::log::{self, CountOf};
 use crate::preflight::{Finding, Level, table};
 use crate::queue::job::Stamp;
 
@@ -227,7 +227,7 @@ impl StartSummary<'_> {
             "",
             format!(
                 "{}; requests up to {}, {} in progress",
-                Counted(limits.connections, "connection"),
+                CountOf(limits.connections, "connection"),
                 size(config.max_length),
                 size(config.max_body_bytes)
             ),
@@ -236,9 +236,9 @@ impl StartSummary<'_> {
             "",
             format!(
                 "{} and {} in the queue; {} at a time",
-                Counted(config.max_queue, "payload"),
+                CountOf(config.max_queue, "payload"),
                 size(config.max_queue_bytes),
-                Counted(config.max_workers, "upload")
+                CountOf(config.max_workers, "upload")
             ),
         );
         let memory = ByteSize(self.memory_bytes());

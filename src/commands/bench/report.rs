@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::client::{LoadPlan, LoadRun};
 use super::tally::{LoadError, LoadTally};
-use crate::log::Counted;
+use crate::log::CountOf;
 
 /// From which share of its time on a busy thread may be the limit.
 const BUSY: f64 = 0.9;
@@ -206,7 +206,7 @@ impl LoadReport<'_> {
         let LoadPlan { requests, connections, threads, rate, .. } = self.plan();
         write!(out, "POST {}: {:.0} bytes", self.url, requests.body_bytes())?;
         match requests.payloads {
-            Some(payloads) => writeln!(out, " with {} a request", Counted(payloads, "payload"))?,
+            Some(payloads) => writeln!(out, " with {} a request", CountOf(payloads, "payload"))?,
             None => writeln!(out, " of your own a request")?,
         }
         match rate {
@@ -216,8 +216,8 @@ impl LoadReport<'_> {
         writeln!(
             out,
             ", {}, {}, {:.1} s after {:.1} s of warm-up{}",
-            Counted(*connections, "connection"),
-            Counted(*threads, "thread"),
+            CountOf(*connections, "connection"),
+            CountOf(*threads, "thread"),
             self.seconds(),
             self.warm_up.as_secs_f64(),
             if self.interrupted { " (interrupted)" } else { "" }

@@ -18,7 +18,7 @@ use crate::commands::progress::ProgressLine;
 use crate::commands::{RetryingStore, print, side_by_side};
 use crate::config::{BatchFormat, Config};
 use crate::control::Exit;
-use crate::log::{Counted, complain};
+use crate::log::{CountOf, complain};
 use crate::queue::job::{Origin, Payload};
 use crate::spool::batches::ledger::{CompletedMembers, JournalBatch, Ledger};
 use crate::spool::format::CommitGroup;
@@ -158,7 +158,7 @@ impl ReplayRun {
             return Err("the store did not take it".to_owned());
         }
         if lost > 0 {
-            let lost = Counted(lost, "payload");
+            let lost = CountOf(lost, "payload");
             complain(format_args!("{key}: lost of this batch: {lost}"));
             self.has_problems.set(true);
         }

@@ -45,13 +45,19 @@ pub struct BatchInDoubt {
     run: Option<MemberRun>,
     files: HashMap<u64, IndexedSegment>,
     loaded: Option<LoadedGroup>,
-    lost: u64,
-    /// Payloads that were read or found lost since it began or was rewound.
-    passed: u64,
-    /// The most of them so far: what is lost up to there was counted.
-    judged: u64,
+    passed: PassedMembers,
     /// Bytes of the payloads read so far.
     bytes: u64,
+}
+
+/// How many members of a batch were read or found lost.
+#[derive(Clone, Copy, Default)]
+struct PassedMembers {
+    lost: u64,
+    /// Since the batch began or was rewound.
+    now: u64,
+    /// The most so far: what is lost up to there was counted.
+    most: u64,
 }
 
 /// A segment with members of the batch, and an index of its groups.
@@ -119,9 +125,7 @@ impl Spool {
             run: None,
             files: HashMap::new(),
             loaded: None,
-            lost: 0,
-            passed: 0,
-            judged: 0,
+            passed: PassedMembers::default(),
             bytes: 0,
         }
     }
@@ -168,9 +172,9 @@ impl BatchInDoubt {
         };
         let left = MemberRun { first: run.first + passed, count: run.count - passed, ..run };
         self.run = (left.count > 0).then_some(left);
-        self.passed += u64::from(passed);
-        let judged_now = self.passed.saturating_sub(self.judged);
-        self.judged += judged_now;
+        self.passed.now += u64::from(passed);
+        let new = self.passed.now.saturating_sub(self.passed.most);
+        self.passed.most += new;
         match next {
             MemberAt::Loaded(index) => {
                 let loaded = self.loaded.as_ref().expect("found there");
@@ -179,14 +183,14 @@ impl BatchInDoubt {
                 self.spool.setup.cells.spool_bytes.add(payload.len() as u64);
                 Ok(Some(payload))
             }
-            MemberAt::Lost(count) => Err(self.record_loss(run, count, judged_now)),
+            MemberAt::Lost(count) => Err(self.record_loss(run, count, new)),
         }
     }
 
     /// Goes back to the first payload, without what was read of it in memory.
     pub fn rewind(&mut self) {
         self.spool.setup.cells.spool_bytes.sub(self.bytes);
-        (self.bytes, self.passed) = (0, 0);
+        (self.bytes, self.passed.now) = (0, 0);
         (self.cursor, self.run, self.loaded) = (RunCursor::default(), None, None);
         self.files.clear();
     }
@@ -200,7 +204,7 @@ impl BatchInDoubt {
         if new > 0 {
             tracing::error!(lost = new, "payloads lost: damage took {text}");
         }
-        self.lost += new;
+        self.passed.lost += new;
         self.spool.setup.cells.payloads_lost.add(new);
         self.spool.setup.cells.spool_payloads.sub(new);
         io::Error::new(io::ErrorKind::InvalidData, format!("damage took {text}"))
@@ -272,9 +276,9 @@ impl BatchInDoubt {
     /// It was completed before.
     pub async fn complete(&mut self) -> Result<(), SpoolError> {
         self.spool.complete_orphaned(&self.dir, self.key()).await?;
-        self.spool.setup.cells.spool_payloads.sub(self.payloads - self.lost);
+        self.spool.setup.cells.spool_payloads.sub(self.payloads - self.passed.lost);
         self.spool.setup.cells.spool_bytes.sub(self.bytes);
-        self.core.replayed.add(self.payloads - self.lost, self.bytes);
+        self.core.replayed.add(self.payloads - self.passed.lost, self.bytes);
         // Last: it offers the segments, so DONE must be durable by now.
         self.core.finish_one();
         Ok(())
