@@ -36,7 +36,8 @@ pub(super) fn size(range: RangeInclusive<u64>) -> impl Fn(&str) -> Parsed<u64> {
     move |text| {
         let allowed = || {
             let (least, most) = (ByteSize(*range.start()), ByteSize(*range.end()));
-            format!("give a size from {least} to {most}, such as 64MiB, 1GB or 1048576 (bytes)")
+            let all = [("64MiB", 64 << 20), ("1GB", 1_000_000_000), ("1048576 (bytes)", 1 << 20)];
+            format!("give a size from {least} to {most}{}", such_as(&all, &range))
         };
         match text.parse::<ByteSize>() {
             Ok(ByteSize(bytes)) if range.contains(&bytes) => Ok(bytes),
@@ -71,12 +72,29 @@ pub(super) fn time(range: RangeInclusive<Duration>) -> impl Fn(&str) -> Parsed<D
         let parsed = if text == "0" { Ok(Duration::ZERO) } else { humantime::parse_duration(text) };
         match parsed {
             Ok(time) if range.contains(&time) => Ok(time),
-            _ => Err(format!(
-                "give a time from {} to {}, such as 250ms, 10s or 5m",
-                humantime::format_duration(*range.start()),
-                humantime::format_duration(*range.end()),
-            )),
+            _ => {
+                let (least, most) = (*range.start(), *range.end());
+                let [least, most] = [least, most].map(humantime::format_duration);
+                let seconds = Duration::from_secs;
+                let all = [
+                    ("250ms", Duration::from_millis(250)),
+                    ("10s", seconds(10)),
+                    ("5m", seconds(300)),
+                ];
+                Err(format!("give a time from {least} to {most}{}", such_as(&all, &range)))
+            }
         }
+    }
+}
+
+/// `, such as 10s or 5m`: those of `examples` that are allowed.
+fn such_as<T: PartialOrd>(examples: &[(&str, T)], range: &RangeInclusive<T>) -> String {
+    let allowed = examples.iter().filter(|(_, value)| range.contains(value));
+    let allowed: Vec<&str> = allowed.map(|(text, _)| *text).collect();
+    match allowed.as_slice() {
+        [] => String::new(),
+        [only] => format!(", such as {only}"),
+        [first @ .., last] => format!(", such as {} or {last}", first.join(", ")),
     }
 }
 
@@ -462,6 +480,25 @@ mod tests {
             let allowed = size(bad).unwrap_err();
             assert!(allowed.contains("1.0 GiB") && allowed.contains("64MiB"), "{bad}: {allowed}");
         }
+    }
+
+    #[test]
+    fn what_is_given_as_an_example_is_allowed() {
+        let seconds = |range: [u64; 2]| {
+            let [least, most] = range.map(Duration::from_secs);
+            time(least..=most)("").unwrap_err()
+        };
+        for (range, expected) in [
+            ([0, 300], "give a time from 0s to 5m, such as 250ms, 10s or 5m"),
+            ([1, 3600], "give a time from 1s to 1h, such as 10s or 5m"),
+            ([0, 60], "give a time from 0s to 1m, such as 250ms or 10s"),
+            ([60, 600], "give a time from 1m to 10m, such as 5m"),
+            ([1, 2], "give a time from 1s to 2s"),
+        ] {
+            assert_eq!(seconds(range), expected);
+        }
+        let small = size(0..=1 << 20)("").unwrap_err();
+        assert_eq!(small, "give a size from 0 B to 1.0 MiB, such as 1048576 (bytes)");
     }
 
     #[test]

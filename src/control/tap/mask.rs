@@ -4,7 +4,7 @@
 //! Hidden are: values of members whose names say so ([`SECRET_PARTS`], [`SECRET_WORDS`]) or cannot be
 //! decoded; the value beside such a name (`{"name":"cookie","value":…}`, `["cookie",…]`); in strings
 //! tokens that this server accepts, what follows `Bearer` or `Basic`, what such a name is set to
-//! (`password=…`, `x-api-key: …`), and a URL's user and password; all of this in JSON within a string
+//! (`password=…`, `x-api-key: …`), a URL's user and password, and private keys in PEM; all of this in JSON within a string
 //! too; and a string whose end was cut off, because what it is cannot be known.
 
 use std::ops::Range;
@@ -30,7 +30,8 @@ const SECRET_PARTS: [&str; 17] = [
     "jwt",
 ];
 /// The same for words that others contain: a `pin` is secret and `shipping` is not.
-const SECRET_WORDS: [&str; 8] = ["pass", "auth", "session", "sid", "otp", "pin", "dsn", "sas"];
+const SECRET_WORDS: [&str; 9] =
+    ["pass", "auth", "session", "sid", "otp", "pin", "dsn", "sas", "sig"];
 /// Members that hold the name of their neighbour …
 const NAME_MEMBERS: [&str; 6] = ["name", "key", "header", "field", "k", "n"];
 /// … which is one of these.
@@ -187,6 +188,7 @@ fn mask_words(text: &str, is_secret: IsSecret<'_>) -> String {
     hide_behind_schemes(text, &mut hidden);
     hide_settings(text, &mut hidden);
     hide_userinfo(text, &mut hidden);
+    hide_private_keys(text, &mut hidden);
     hide_tokens(text, is_secret, &mut hidden);
     hidden.sort_by_key(|range: &Range<usize>| range.start);
     let (mut masked, mut at) = (String::with_capacity(text.len()), 0);
@@ -247,6 +249,18 @@ fn hide_userinfo(text: &str, hidden: &mut Vec<Range<usize>>) {
         let end = until(text, start, is_behind);
         if let Some(length) = text[start..end].rfind('@') {
             hidden.push(start..start + length);
+        }
+    }
+}
+
+/// `-----BEGIN PRIVATE KEY-----` and what follows, to the end of that section or of the text.
+fn hide_private_keys(text: &str, hidden: &mut Vec<Range<usize>>) {
+    for (at, begin) in text.match_indices("-----BEGIN ") {
+        let label = at + begin.len();
+        let start = until(text, label, |c| c == '-');
+        if text[label..start].ends_with("PRIVATE KEY") {
+            let end = text[start..].find("-----END ").map_or(text.len(), |length| start + length);
+            hidden.push(start..end);
         }
     }
 }
@@ -417,12 +431,17 @@ mod tests {
             r#"[["Cookie","hush"],["seen","seen"],[ "Set-Cookie" , {"a":"hush"} ]]"#,
             // (e) A user and a password in a URL.
             r#"{"a":"postgres://u:hush@seen/db","b":"https://hush@seen:1/p@q"}"#,
+            // A private key, on lines or not, also cut.
+            r#"{"a":"seen -----BEGIN RSA PRIVATE KEY-----\nhush\nhush=\n-----END RSA PRIVATE KEY-----\nseen"}"#,
+            r#"{"a":"-----BEGIN PRIVATE KEY-----hush","b":"-----BEGIN CERTIFICATE-----seen"}"#,
+            // A signed URL.
+            r#"{"a":"https://seen/?sv=seen&sig=hush","b":"https://seen/?X-Amz-Signature=hush&x=seen"}"#,
             // (f) Names.
             r#"{"pwd":"hush","pass":"hush","passwd":"hush","auth":"hush","bearer":"hush","seen":1}"#,
             r#"{"session":"hush","sid":"hush","otp":"hush","pin":"hush","dsn":"hush","seen":1}"#,
             r#"{"connectionString":"hush","signing-key":"hush","sas":"hush","userPin":"hush","x":"seen"}"#,
             r#"{"OTPCode":"hush","db_pass":"hush","PIN":"hush","sid2":"hush","x":"seen"}"#,
-            r#"{"shipping":"seen","author":"seen","compass":"seen","inside":"seen","design":"seen"}"#,
+            r#"{"shipping":"seen","author":"seen","compass":"seen","inside":"seen","design":"seen","signal":"seen"}"#,
             // (g) A name that is no text.
             r#"{"\ud800":"hush","b":"\udc00hush","c":"seen"}"#,
             // Names set within strings.
