@@ -51,6 +51,19 @@ VARIANTS = {
         "tolerations": [{"key": "ingest", "operator": "Exists"}],
     },
     "no wait": {"preStopSeconds": 0},
+    # Names that YAML would read as something else than text.
+    "names": {
+        "image": {"repository": "12", "tag": "30"},
+        "envSecret": "true",
+        "filesSecret": "123",
+        "volume": {"storageClass": "1e3"},
+        "seccompProfile": "null",
+        "nodeSelector": {"pool": "true"},
+        "podAnnotations": {"number": "1"},
+        "serviceAccount": {"annotations": {"number": "1"}},
+        "service": {"annotations": {"on": "off"}},
+    },
+    "most": {"replicas": 1000, "cpus": 256, "preStopSeconds": 3600, "drainTimeoutSeconds": 3600},
 }
 
 # What the chart's own schema must refuse.
@@ -63,13 +76,37 @@ REFUSED = [
     {"volume": {"size": "10GB"}},
     {"cluster": "eu.1"},
     {"servicemonitor": {"enabled": True}},
+    # A NODE_ID has room for three digits.
+    {"replicas": 1001},
+    {"drainTimeoutSeconds": 3601},
+    # What is taken away has no default.
+    {"replicas": None},
+    {"serviceMonitor": None},
+    {"volume": {"size": None}},
+    # What Kubernetes refuses.
+    {"env": [{"name": "A", "value": 1}]},
+    {"env": [{"name": "A", "valu": "1"}]},
+    {"nodeSelector": {"ingest": True}},
+    {"podAnnotations": {"number": 1}},
+    {"serviceAccount": {"annotations": {"number": 1}}},
+    {"service": {"annotations": {"number": 1}}},
+    {"serviceMonitor": {"labels": {"number": 1}}},
+    {"tolerations": [{"keyy": "ingest"}]},
+    {"imagePullSecrets": [{"secret": "registry"}]},
 ]
 
+# Names of releases that Helm takes: as those of objects, and those that cannot be.
+NAMES = ["m", "millrace", "my-millrace", "b" * 53, "x-" * 25 + "x"]
+NAMES_REFUSED = ["9", "0abc", "a.b"]
 
-def render(values, namespace=NAMESPACE):
+# Variables that the chart sets.
+OURS = ["MILLRACE_CONFIG", "MILLRACE_DRAIN_TIMEOUT", "MILLRACE_NODE_ID", "POD_NAME", "POD_NAMESPACE"]
+
+
+def render(values, namespace=NAMESPACE, name="millrace"):
     """The rendered files by name, those without an object left out."""
     with helm_python.Chart.load(str(CHART)) as chart:
-        files = chart.render(values, name="millrace", namespace=namespace)
+        files = chart.render(values, name=name, namespace=namespace)
     return {Path(name).name: text for name, text in sorted(files.items()) if text.strip() and name.endswith(".yaml")}
 
 
@@ -86,6 +123,40 @@ def plain():
     # Nobody has installed this with Helm.
     texts = {"millrace.yaml": whole, "servicemonitor.yaml": monitor.strip() + "\n"}
     return {name: head + text.replace("managed-by: Helm", "managed-by: kubectl") for name, text in texts.items()}
+
+
+def is_rendered(*args):
+    try:
+        render(*args)
+    except helm_python.HelmError:
+        return False
+    return True
+
+
+def names(refusals):
+    """What is wrong with names of releases, and with what YAML would read as something else than text."""
+    (pod,) = (one["spec"] for one in objects(render(VARIANTS["names"])) if one["kind"] == "StatefulSet")
+    given = pod["template"]["spec"]["containers"][0]["image"], pod["volumeClaimTemplates"][0]["spec"]["storageClassName"]
+    if given != ("12:30", "1e3"):
+        yield f"names: {given}"
+    for name in NAMES:
+        for one in objects(render({}, "n", name)):
+            # The controller's label of a pod is the StatefulSet's name and a hash.
+            if len(one["metadata"]["name"]) > (52 if one["kind"] == "StatefulSet" else 63):
+                yield f"release {name}: a {one['kind']} has a name that is too long"
+            yield from (f"release {name}: {refusal}" for refusal in refusals(one))
+    for name in NAMES_REFUSED:
+        if is_rendered({}, NAMESPACE, name):
+            yield f"the release {name} is rendered, and Kubernetes would refuse its Services"
+    for name in OURS:
+        if is_rendered({"env": [{"name": name, "value": "90s"}]}):
+            yield f"{name} is set twice"
+    # The longest NODE_ID that the server takes, and one character more.
+    room = 64 - len(".millrace-999")
+    for values, namespace in ({}, "n" * (room + 1)), ({"cluster": "c"}, "n" * (room - 1)):
+        if is_rendered(values, namespace):
+            yield f"a NODE_ID of 65 characters is rendered: {values}, {namespace}"
+    render({}, "n" * room)
 
 
 def check():
@@ -114,6 +185,7 @@ def check():
                 continue
             problems.extend(f"{variant}: {refusal}" for refusal in refusals(one))
         print(f"{variant}: {', '.join(kinds)}")
+    problems.extend(names(refusals))
     # The schemas refuse what is wrong: a field that does not exist, and one of the wrong type.
     for wrong in {"enableServiceLink": False}, {"terminationGracePeriodSeconds": "40s"}:
         (one,) = (one for one in objects(render({})) if one["kind"] == "StatefulSet")
@@ -127,15 +199,6 @@ def check():
             except helm_python.HelmError:
                 continue
         problems.append(f"values.schema.json takes {values}")
-    # The longest NODE_ID that the server takes, and one character more.
-    room = 64 - len(".millrace-999")
-    render({}, namespace="n" * room)
-    for values, namespace in ({}, "n" * (room + 1)), ({"cluster": "c"}, "n" * (room - 1)):
-        try:
-            render(values, namespace)
-        except helm_python.HelmError:
-            continue
-        problems.append(f"a NODE_ID of 65 characters is rendered: {values}, {namespace}")
     lint = helm_python.lint(str(CHART))
     problems.extend(f"lint: {error}" for error in lint["errors"])
     print(f"valid for Kubernetes {' and '.join(versions)}")

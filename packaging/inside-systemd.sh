@@ -30,6 +30,17 @@ metric() { curl -fsS localhost:9090/metrics | awk -v name="$1{" 'index($1, name)
 package -i /root/one.deb
 [ "$(enabled) $(property ActiveState)" = 'disabled inactive' ] || die 'the unit is enabled by the installation'
 
+# What the settings and the documents say to run: the former is several lines, the latter a function of the shell.
+awk '/^# +systemd-run/ { on = 1 } on { sub(/^# +/, ""); print; if (!/\\$/) exit }' $config >/root/check
+checked() { bash -eu /root/check >/tmp/checked 2>&1 </dev/null; }
+. <(sed -n '/^as_server() {$/,/^}$/p' /usr/share/doc/millrace/operations.md)
+
+step 'check, as the settings say, before the first start'
+checked || { cat /tmp/checked; die 'millrace check refuses what the package brings'; }
+grep -q "^ok *STORE .* because $state is writable" /tmp/checked || die 'it has checked something else'
+[ "$(stat -c '%U %a' $state)" = 'millrace 700' ] || die "$state is not as the unit would make it"
+as_server millrace dead-letter ls >/dev/null || die 'other commands do not run'
+
 step 'start: returns once requests are answered'
 systemctl start millrace
 [ "$(property ActiveState)" = active ] || die 'it is not active'
@@ -65,7 +76,12 @@ systemctl stop millrace
 [ "$(property Result) $(property ExecMainStatus)" = 'success 0' ] || die 'the stop failed'
 
 step 'a bad setting'
+systemctl start millrace
+checked || { cat /tmp/checked; die 'millrace check does not allow for the running server'; }
+systemctl stop millrace
 echo 'logg = 1' >>/etc/millrace/millrace.toml
+! checked || die 'millrace check takes a setting that there is not'
+grep -q 'unknown setting logg' /tmp/checked || die 'millrace check does not name it'
 ! systemctl start millrace || die 'it starts with a setting that there is not'
 logged 'unknown setting logg' || die 'the journal does not name it'
 systemctl stop millrace
@@ -110,6 +126,7 @@ step 'upgrade while the spool holds what the store does not take, and remove and
 cp $config /root/kept.toml
 sed -i 's|^store = .*|store = "s3://bucket/"\ndrain_timeout = "2s"|' $config
 printf 'AWS_ENDPOINT_URL=http://127.0.0.1:1\nAWS_REGION=x\nAWS_ACCESS_KEY_ID=x\nAWS_SECRET_ACCESS_KEY=x\n' >/etc/millrace/millrace.env
+checked || { cat /tmp/checked; die 'millrace check has not the credentials'; }
 systemctl start millrace
 for number in 1 2 3; do
     [ "$(curl -fsS localhost:8080/payloads -d "{\"data\":[{\"kept\":$number}]}")" = '{"accepted":1,"ack":"spooled"}' ] ||

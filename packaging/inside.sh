@@ -234,7 +234,8 @@ serve
 apt-get purge --yes millrace >/tmp/log 2>&1 </dev/null || die 'apt-get purge'
 rm -r $state
 cd /root
-tar -xzf archive.tar.gz
+sha256sum --check --quiet --ignore-missing SHA256SUMS || die 'the checksum of the archive is another'
+tar -xzf millrace-*-linux-gnu.tar.gz
 cd millrace-*-linux-gnu
 for file in README.md LICENSE CHANGELOG.md docs/operations.md examples/senders/vector.yaml monitoring/alerts.yml \
     monitoring/dashboard.json man/millrace.1 completion/millrace tuning/check.sh; do

@@ -129,7 +129,7 @@ packages() {
     [ -z "$binary" ] || with=(--binary "$binary")
     packaging/build.sh --revision 1 "${with[@]}"
     cp $out/*.deb "$base/debs/one.deb"
-    cp $out/*.tar.gz "$base/debs/archive.tar.gz"
+    cp $out/*.tar.gz $out/SHA256SUMS "$base/debs/"
     (cd $out && sha256sum --check --quiet SHA256SUMS)
     cp target/package/millrace "$base/millrace"
     packaging/build.sh --revision 2 --binary "$base/millrace"
@@ -158,7 +158,7 @@ debian() {
     cp "$base"/debs/* packaging/inside.sh "$root/root/"
     enter "$root" "" "" COMMIT="$commit" bash /root/inside.sh || return 1
     echo "== $1: the unit"
-    set_up "$1" systemd-sysv,init-system-helpers,curl "$root" || return 1
+    set_up "$1" systemd-sysv,init-system-helpers,curl,dbus "$root" || return 1
     boot "$root"
 }
 
