@@ -92,6 +92,7 @@ use writer::SyncFault;
 
 pub use batches::{BatchInDoubt, CoreDir, Intent, Members};
 pub use disk::DiskThread;
+pub use filling::StoreLag;
 pub use health::{DiskError, not_ready};
 pub use pending::Ticket;
 pub use stop::UnspooledBatch;

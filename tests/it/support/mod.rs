@@ -306,14 +306,13 @@ impl Drop for Server {
 }
 
 /// Gauges that are not back at zero when nothing is left to do, with the reason.
-const NOT_ZERO: [(&str, &str); 35] = [
+const NOT_ZERO: [(&str, &str); 34] = [
     ("millrace_build_info", "always 1"),
     ("millrace_workers_busy_limit", "a limit"),
     ("millrace_batches_open_limit", "a limit"),
     ("millrace_spool_disk_bytes_limit", "a limit"),
     ("millrace_spool_pending_bytes_limit", "a limit"),
     ("millrace_spool_filled_bytes", "the last segment stays filled as far as it was"),
-    ("millrace_spool_time_to_full_seconds", "of the last minute"),
     ("millrace_dead_letters", "they stay until they are replayed"),
     ("millrace_dead_letters_failing", "until one is written again"),
     ("millrace_tap_watchers_limit", "a limit"),
