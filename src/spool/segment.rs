@@ -615,7 +615,7 @@ fn open_direct(path: &Path) -> io::Result<(OwnedFd, FileId)> {
 
 /// Removes a file unless it is gone. Its space is free then although it may be open: batches in the
 /// journal name a finished segment until the journal is renewed.
-fn remove_if_there(path: &Path) -> io::Result<()> {
+pub(super) fn remove_if_there(path: &Path) -> io::Result<()> {
     let file = fs::OpenOptions::new().write(true).open(path).ok();
     match remove(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
