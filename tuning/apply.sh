@@ -20,7 +20,7 @@ root=${CHECK_ROOT-}
 # Gone with the next start of the host, as what is applied is.
 saved=$root/run/millrace-tuning/saved
 systemctl=${SYSTEMCTL-systemctl}
-here=$(dirname "$0")
+here=$(dirname "$(readlink -f "$0")")
 failed=0
 # shellcheck source=tuning/host.sh
 . "$here/host.sh"

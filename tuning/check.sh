@@ -12,13 +12,19 @@
 #                                              prefixed name is not there
 #
 # CHECK_ROOT names a directory to look in instead of /, for tests.
+# Exit status 2: PID is no millrace server.
 set -u
 export LC_ALL=C
 
 root=${CHECK_ROOT-}
 lacking=0
 # shellcheck source=tuning/host.sh
-. "$(dirname "$0")/host.sh"
+. "$(dirname "$(readlink -f "$0")")/host.sh"
+
+if [ "$#" -gt 1 ] || { [ "$#" = 1 ] && { [ -z "$(whole "$1")" ] || ! is_server "/proc/$1"; }; }; then
+    printf 'check.sh: %s is no running millrace server: give the process id of one, or nothing\n' "$*" >&2
+    exit 2
+fi
 
 ok() { printf 'ok     %-37s%s\n' "$1" "$2"; }
 unseen() { printf -- '-      %-37s%s\n' "$1" "not visible here${2:+: $2}"; }
