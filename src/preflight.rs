@@ -180,6 +180,11 @@ pub fn for_spool_bench(config: &Config, dir: &Path) -> Vec<Finding> {
     findings
 }
 
+/// Whether `dir` is in memory (tmpfs), so that a stop of the host empties it.
+pub fn is_in_memory(dir: &Path) -> bool {
+    dirs::is_in_memory(dir)
+}
+
 /// Whether any finding forbids the start.
 pub fn failed(findings: &[Finding]) -> bool {
     findings.iter().any(|finding| finding.level == Level::Fail)

@@ -82,9 +82,11 @@ write() {
 }
 
 if [ "$mode" = undo ]; then
-    if ! [ -e "$saved" ]; then
+    # An empty one is what --apply leaves when everything was refused.
+    if ! [ -s "$saved" ]; then
         echo 'nothing was applied'
-        exit 0
+        rm -f "$saved"
+        exit
     fi
     # The last first. What is refused stays saved, in the order in which it was.
     sed -n '1!G;h;$p' "$saved" | {

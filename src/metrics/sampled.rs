@@ -79,7 +79,7 @@ const SECONDS: [(&str, &str, Seconds); 3] = [
     }),
     (
         "spool_time_to_full",
-        "Until SPOOL_MAX is used up at the rate of the last minute, absent unless it fills",
+        "Until SPOOL_MAX is used up at the rate of the last minute, absent unless what is not stored grows",
         |c, _| Some(c.sampled.spool_full_in.value().checked_sub(1)? as f64 / 1e3),
     ),
 ];

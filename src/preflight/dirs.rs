@@ -104,15 +104,15 @@ fn spool_dir(spool: &SpoolOptions, cores: u64, mode: Mode, used: u64) -> Finding
     let shown = dir.display();
     let found = look(dir, mode, create_dir);
     let Ok(UsableDir { existing, .. }) = &found else { return judge_dir("SPOOL_DIR", dir, &found) };
-    match rustix::fs::statfs(existing) {
-        Ok(fs) if fs.f_type == libc::TMPFS_MAGIC => Finding::warn(
+    match is_in_memory(existing) {
+        true => Finding::warn(
             "SPOOL_DIR",
             format!(
                 "{shown} is in memory (tmpfs): payloads spooled there are lost when the host stops"
             ),
             "set SPOOL_DIR to a directory on a disk",
         ),
-        _ => match try_direct(existing, mode) {
+        false => match try_direct(existing, mode) {
             Err(error) => Finding::fail(
                 "SPOOL_DIR",
                 format!("{shown} does not support direct I/O (O_DIRECT): {error}"),
@@ -125,6 +125,11 @@ fn spool_dir(spool: &SpoolOptions, cores: u64, mode: Mode, used: u64) -> Finding
             }
         },
     }
+}
+
+/// Whether `dir` is in a file system that a stop of the host empties.
+pub(super) fn is_in_memory(dir: &Path) -> bool {
+    rustix::fs::statfs(dir).is_ok_and(|fs| fs.f_type == libc::TMPFS_MAGIC)
 }
 
 /// A directory that can be written to, or created.

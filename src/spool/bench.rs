@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use super::GROUP_BYTES_MAX;
 use super::disk::{DiskThread, SpoolDisk};
 use super::health::DiskHealth;
-use super::segment::Segment;
+use super::segment::{Segment, remove_if_there};
 use crate::metrics;
 use crate::rt;
 
-/// Bytes of each writer's file, so many commit groups of the largest shared size.
-const SEGMENT_BYTES: u64 = 16 * GROUP_BYTES_MAX as u64;
+/// Bytes of each writer's file: so many commit groups of the largest shared size.
+pub const SEGMENT_BYTES: u64 = 16 * GROUP_BYTES_MAX as u64;
 /// Most writes of one writer in one measurement …
 const WRITES_MAX: usize = 2_000;
 /// … and longest time for it, so that a slow disk does not take minutes.
@@ -53,8 +53,13 @@ impl SpoolBench {
             let health = DiskHealth::new(&metrics::cells(1)[0], dir.to_owned());
             let disk = Rc::new(SpoolDisk::new(thread.clone(), health));
             let path = dir.join(format!(".millrace-bench-{}-{writer}", std::process::id()));
-            let segment = Segment::create(&path, SEGMENT_BYTES, 0, disk).await?;
-            segment.discard().await?;
+            // Of an earlier process with this number, which was killed before it had removed it.
+            let stale = path.clone();
+            thread.run(move || remove_if_there(&stale)).await?;
+            let made = Segment::create(&path, SEGMENT_BYTES, 0, disk).await;
+            // A full disk refuses only after the file is there.
+            thread.run(move || remove_if_there(&path)).await?;
+            let segment = made?;
             segment.prepare_first(SEGMENT_BYTES).await?;
             segments.push(Rc::new(segment));
         }
@@ -159,6 +164,17 @@ mod tests {
             assert!(times.count() >= 2 && times.quantile(0.0) > Duration::ZERO);
             assert!(times.quantile(0.5) <= times.quantile(0.99));
             assert_eq!(times.quantile(1.0), *times.sorted.last().unwrap());
+        });
+    }
+
+    #[test]
+    fn a_file_of_an_earlier_process_is_not_in_the_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = format!(".millrace-bench-{}-1", std::process::id());
+        std::fs::write(dir.path().join(name), "").unwrap();
+        rt::run_test(async {
+            SpoolBench::prepare(dir.path(), 2).await.unwrap();
+            assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
         });
     }
 

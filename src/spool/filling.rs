@@ -14,7 +14,7 @@ const LOOKS_PER_WINDOW: usize = WINDOW.as_secs() as usize;
 /// A rate over less time says nothing.
 const WINDOW_LEAST: Duration = Duration::from_secs(10);
 
-/// The fill at each look of the last [`WINDOW`], oldest first.
+/// What is held at each look of the last [`WINDOW`], oldest first.
 pub(super) struct Filling(RefCell<VecDeque<(Instant, u64)>>);
 
 impl Default for Filling {
@@ -24,17 +24,17 @@ impl Default for Filling {
 }
 
 impl Filling {
-    /// At `now` `filled` bytes are taken and `room` more can be; returns when none is left if it
-    /// goes on as in the last minute. `None`: never.
-    fn look(&self, now: Instant, filled: u64, room: u64) -> Option<Duration> {
+    /// At `now` `held` bytes are not free again by themselves, and `room` more can be taken; returns when none
+    /// is left if it goes on as in the last minute. `None`: never.
+    fn look(&self, now: Instant, held: u64, room: u64) -> Option<Duration> {
         let mut looks = self.0.borrow_mut();
         if looks.len() > LOOKS_PER_WINDOW {
             looks.pop_front();
         }
-        looks.push_back((now, filled));
+        looks.push_back((now, held));
         let (began, before) = *looks.front()?;
         let took = now.saturating_duration_since(began);
-        let more = filled.checked_sub(before).filter(|more| *more > 0)?;
+        let more = held.checked_sub(before).filter(|more| *more > 0)?;
         let seconds = room as f64 / more as f64 * took.as_secs_f64();
         (took >= WINDOW_LEAST)
             .then(|| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
@@ -55,7 +55,10 @@ impl Spool {
         // Only whole segments are made, and none in the journals' reserve.
         let kept = self.journal_room() + orphans;
         let most = options.max.saturating_sub(kept) / options.segment * options.segment;
-        let full_in = self.own.filling.look(now, filled, most.saturating_sub(segments));
+        // A segment fills also where the store takes everything, and is then used again: what counts is
+        // what payloads hold that are not stored.
+        let held = self.own.held_bytes() + self.journal_bytes() + orphans;
+        let full_in = self.own.filling.look(now, held, most.saturating_sub(segments));
         match self.setup.cells.spool_full.value() {
             0 => full_in,
             _ => Some(Duration::ZERO),

@@ -84,6 +84,11 @@ impl OwnFiles {
         self.segments.borrow().iter().map(|segment| segment.filled_bytes()).sum()
     }
 
+    /// The part of them that payloads which are not complete take.
+    pub(super) fn held_bytes(&self) -> u64 {
+        self.segments.borrow().iter().map(|segment| segment.held_bytes()).sum()
+    }
+
     pub(super) fn last(&self) -> Option<Rc<Segment>> {
         self.segments.borrow().back().cloned()
     }

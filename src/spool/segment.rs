@@ -215,6 +215,19 @@ impl Segment {
         if generation.closed { self.bytes } else { generation.end }
     }
 
+    /// The part of [`filled_bytes`](Segment::filled_bytes) that payloads which are not complete take, as if
+    /// all payloads were of one size.
+    pub fn held_bytes(&self) -> u64 {
+        let filled = self.filled_bytes();
+        let generation = self.generation.borrow();
+        let all = u64::from(generation.payloads);
+        let done: u64 = generation.done.ranges().map(|range| range.len() as u64).sum();
+        match all.saturating_sub(done) {
+            0 => 0,
+            held => (filled as f64 * held as f64 / all as f64) as u64,
+        }
+    }
+
     pub fn label(&self, id: u64, origin: &Origin) -> Label {
         let (node, core) = origin.parts();
         Label { segment_bytes: self.bytes, id, core, node: node.to_owned() }
@@ -602,7 +615,7 @@ fn open_direct(path: &Path) -> io::Result<(OwnedFd, FileId)> {
 
 /// Removes a file unless it is gone. Its space is free then although it may be open: batches in the
 /// journal name a finished segment until the journal is renewed.
-fn remove_if_there(path: &Path) -> io::Result<()> {
+pub(super) fn remove_if_there(path: &Path) -> io::Result<()> {
     let file = fs::OpenOptions::new().write(true).open(path).ok();
     match remove(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),

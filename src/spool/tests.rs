@@ -444,6 +444,30 @@ fn an_orphaned_segment_that_cannot_be_read_is_tried_again() {
     }
 }
 
+/// A segment fills under a store that takes everything, and is used again.
+#[test]
+fn a_spool_is_full_soon_only_if_payloads_stay_in_it() {
+    run(async {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(dir.path(), "n", &[0]).unwrap();
+        let rig = Rig::new(&home, &Arc::default(), "n", SMALL).await;
+        let start = rt::now();
+        let at = |second: u64| start + Duration::from_secs(second);
+        for second in 0..30 {
+            rig.send(&[b"1", b"2"]).await.unwrap();
+            rig.store(2).await;
+            assert_eq!(rig.spool.sample(at(second)), None, "after {second} s");
+        }
+        let mut said = None;
+        for second in 30..60 {
+            rig.send(&[b"1", b"2"]).await.unwrap();
+            rig.store(1).await;
+            said = rig.spool.sample(at(second));
+        }
+        assert!(said.is_some_and(|left| left > Duration::from_secs(60)), "{said:?}");
+    });
+}
+
 /// The keeper looks only when it is told to, so the group that fills half of a segment tells it.
 #[test]
 fn the_next_segment_is_created_when_one_is_half_full() {

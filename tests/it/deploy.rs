@@ -222,7 +222,10 @@ fn everything_has_the_version_of_the_server() {
     let chart = text("deploy/helm/millrace/Chart.yaml");
     assert!(chart.contains(&format!("\nversion: {VERSION}\n")), "{chart}");
     assert!(chart.contains(&format!("\nappVersion: \"{VERSION}\"\n")), "{chart}");
-    assert!(text("deploy/kubernetes/millrace.yaml").contains(&format!("image: \"millrace:{VERSION}\"\n")));
+    assert!(
+        text("deploy/kubernetes/millrace.yaml")
+            .contains(&format!("image: \"millrace:{VERSION}\"\n"))
+    );
 }
 
 /// What the package is made of is there; the rest is made by packaging/build.sh.

@@ -514,6 +514,12 @@ fn what_the_kernel_refuses_is_said_and_not_saved() {
     fs::remove_file(root.join("proc/irq/24/smp_affinity_list")).unwrap();
     assert!(apply(root, &["--undo"], &[]).status.success());
     assert!(!path.exists());
+
+    // So it is when all that was wanted had been refused, which leaves nothing saved.
+    fs::write(&path, "").unwrap();
+    let nothing = apply(root, &["--undo"], &[]);
+    assert!(nothing.status.success() && said(&nothing).contains("nothing was applied"));
+    assert!(!path.exists());
 }
 
 #[test]

@@ -7,7 +7,7 @@ import test from 'node:test';
 const source = readFileSync(new URL('../../src/control/page/figures.js', import.meta.url), 'utf8');
 const names = [
   'parse', 'sum', 'isRestart', 'observed', 'quantile', 'figures', 'fullness', 'responses', 'History',
-  'freshness', 'count', 'bytes', 'seconds', 'age', 'percent',
+  'intervalAfter', 'freshness', 'count', 'bytes', 'seconds', 'age', 'percent',
 ];
 const F = new Function(`'use strict';${source}; return { ${names.join(', ')} };`)();
 
@@ -162,6 +162,18 @@ test('old figures are called old', () => {
   assert.equal(state({ date: 1000, between: 900 }), 'live');
   assert.equal(state({ date: null }), 'live');
   assert.equal(F.freshness({ ...good, now: 15001 }).age, 6001);
+});
+
+test('a slow answer does not hide for long that the server is gone', () => {
+  // What an answer took, when the next is asked for, and from which age on the figures are late and stale; in ms.
+  for (const [took, interval, late, stale] of [
+    [3, 2000, 4000, 6000], [200, 2000, 4000, 6000], [300, 3000, 4000, 6000], [500, 5000, 6250, 7500],
+    [600, 6000, 7500, 9000], [5900, 6000, 7500, 9000],
+  ]) {
+    assert.equal(F.intervalAfter(took), interval, `${took}`);
+    const state = (age) => F.freshness({ now: age, last: 0, interval, failed: false, date: null, dateBefore: null }).state;
+    assert.deepEqual([late, late + 1, stale, stale + 1].map(state), ['live', 'late', 'late', 'stale'], `${took}`);
+  }
 });
 
 test('texts are short', () => {

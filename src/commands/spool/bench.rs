@@ -10,7 +10,8 @@ use bytesize::ByteSize;
 use crate::commands::print;
 use crate::config::Config;
 use crate::control::Exit;
-use crate::spool::bench::{GROUP_BYTES, SpoolBench, SyncTimes};
+use crate::preflight;
+use crate::spool::bench::{GROUP_BYTES, SEGMENT_BYTES, SpoolBench, SyncTimes};
 
 /// A sync that a core at full load needs, see docs/sizing.md, "Spool disk".
 const FULL_LOAD: Duration = Duration::from_micros(200);
@@ -29,10 +30,22 @@ const SYNCS_WAITED: u32 = 3;
 /// # Errors
 /// No directory is named, the disk refuses, or standard output cannot be written.
 pub async fn run(config: &Config, dir: PathBuf) -> Result<Exit, String> {
-    let times = measure(&dir, config.cores.len()).await;
-    let times = times.map_err(|error| format!("{}: {error}", dir.display()))?;
-    print(|out| report(out, &dir, &times))?;
+    let cores = config.cores.len();
+    let times = measure(&dir, cores).await.map_err(|error| refusal(&dir, &error, cores))?;
+    let is_in_memory = preflight::is_in_memory(&dir);
+    print(|out| report(out, &dir, &times, is_in_memory))?;
     Ok(Exit::Clean)
+}
+
+fn refusal(dir: &Path, error: &io::Error, cores: usize) -> String {
+    let needs = match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            let bytes = ByteSize(SEGMENT_BYTES * cores as u64);
+            format!("; the measurement needs {bytes} there: make room, or give another directory")
+        }
+        _ => String::new(),
+    };
+    format!("{}: {error}{needs}", dir.display())
 }
 
 async fn measure(dir: &Path, cores: usize) -> io::Result<Vec<SyncTimes>> {
@@ -46,7 +59,12 @@ async fn measure(dir: &Path, cores: usize) -> io::Result<Vec<SyncTimes>> {
     Ok(times)
 }
 
-fn report(out: &mut dyn Write, dir: &Path, times: &[SyncTimes]) -> io::Result<()> {
+fn report(
+    out: &mut dyn Write,
+    dir: &Path,
+    times: &[SyncTimes],
+    is_in_memory: bool,
+) -> io::Result<()> {
     writeln!(
         out,
         "{}: direct I/O, each write with fdatasync, one at a time per writer",
@@ -69,7 +87,7 @@ fn report(out: &mut dyn Write, dir: &Path, times: &[SyncTimes]) -> io::Result<()
             ByteSize(row.bandwidth() as u64).to_string(),
         )?;
     }
-    advice(times).iter().try_for_each(|line| writeln!(out, "{line}"))
+    advice(times, is_in_memory).iter().try_for_each(|line| writeln!(out, "{line}"))
 }
 
 fn shown(time: Duration) -> String {
@@ -77,13 +95,16 @@ fn shown(time: Duration) -> String {
 }
 
 /// What follows from the times with most writers; not empty.
-fn advice(times: &[SyncTimes]) -> Vec<String> {
+fn advice(times: &[SyncTimes], is_in_memory: bool) -> Vec<String> {
     let most = times.iter().map(|row| row.writers).max().expect("measured");
     let of = |bytes| times.iter().find(|row| row.writers == most && row.bytes == bytes);
     let small = of(GROUP_BYTES[0]).expect("measured");
     let large = of(GROUP_BYTES[GROUP_BYTES.len() - 1]).expect("measured");
     let (usual, rare) = (small.quantile(0.5), small.quantile(0.99));
     let verdict = match () {
+        () if is_in_memory => {
+            "memory and no disk (tmpfs): what is spooled here is lost when the host stops"
+        }
         () if usual < TOO_FAST => {
             "too fast for a disk: something confirms writes before they would survive a power failure (a host that \
              caches for its guests, a controller without a battery, eatmydata); payloads spooled here may not"
@@ -147,12 +168,14 @@ mod tests {
             (micros(900), micros(9_001), "fit: ", true),
             (micros(5_001), micros(7_000), "slow: ", false),
         ] {
-            let lines = advice(&times(1, usual, rare));
+            let lines = advice(&times(1, usual, rare), false);
             assert!(lines[0].contains(verdict), "{usual:?}: {lines:?}");
             let says_unsteady = lines.iter().any(|line| line.starts_with("unsteady"));
             assert_eq!(says_unsteady, unsteady, "{usual:?} {rare:?}: {lines:?}");
         }
-        let waits = &advice(&times(1, micros(100), micros(900)))[1];
+        let in_memory = &advice(&times(1, micros(20), micros(30)), true)[0];
+        assert!(in_memory.contains("memory and no disk"), "{in_memory}");
+        let waits = &advice(&times(1, micros(100), micros(900)), false)[1];
         assert!(waits.contains("0.100 ms to 0.300 ms") && waits.contains("2.700 ms"), "{waits}");
     }
 
@@ -161,7 +184,7 @@ mod tests {
     fn the_times_with_all_writers_count() {
         let (fast, slow) = (Duration::from_micros(50), Duration::from_millis(8));
         let rows = [times(1, fast, fast), times(4, slow, slow)].concat();
-        let lines = advice(&rows);
+        let lines = advice(&rows, false);
         assert!(lines[0].contains("slow: "), "{lines:?}");
         // 4 writers × 1 MiB every 8 ms.
         assert!(
@@ -174,7 +197,7 @@ mod tests {
     fn the_report_has_a_row_for_each_measurement() {
         let rows = times(1, Duration::from_millis(1), Duration::from_millis(2));
         let mut text = Vec::new();
-        report(&mut text, Path::new("/spool"), &rows).unwrap();
+        report(&mut text, Path::new("/spool"), &rows, false).unwrap();
         let text = String::from_utf8(text).unwrap();
         let lines: Vec<_> = text.lines().collect();
         assert!(lines[0].starts_with("/spool: direct I/O"), "{text}");

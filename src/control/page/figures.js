@@ -301,17 +301,25 @@ class History {
   }
 }
 
+// A scrape is asked for this often, in milliseconds, but never for more than a tenth of the time ...
+const INTERVAL = 2000;
+// ... unless that takes longer than this: one slow answer must not leave old figures for minutes.
+const INTERVAL_MAX = 6000;
+
+// When to ask next, after an answer that took so long.
+const intervalAfter = (took) => Math.min(INTERVAL_MAX, Math.max(INTERVAL, 10 * took));
+
 // How far the figures can be trusted. All times in milliseconds; `date` is the server's own, as the
 // answers' headers have it, `dateBefore` that of the answer before, `between` the time from one to the other.
 //   'none': there are none yet; 'live'; 'late': the newest answer is overdue; 'stale': do not act on them.
 function freshness({ now, last, interval, failed, date, dateBefore, between }) {
   if (last === null) return { state: 'none', age: null };
   const age = now - last;
-  if (age > 3 * interval) return { state: 'stale', age };
+  if (age > Math.max(3 * INTERVAL, 1.5 * interval)) return { state: 'stale', age };
   // A header has whole seconds.
   const isFrozen = date !== null && dateBefore !== null && between > 1500 && date <= dateBefore;
   if (isFrozen) return { state: 'stale', age, isFrozen };
-  return { state: failed || age > 2 * interval ? 'late' : 'live', age };
+  return { state: failed || age > Math.max(2 * INTERVAL, 1.25 * interval) ? 'late' : 'live', age };
 }
 
 // ---- texts ----

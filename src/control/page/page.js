@@ -1,8 +1,6 @@
 // The page itself: asks, shows, and marks what is old. figures.js, which stands before it, computes.
 // Nothing is ever parsed as HTML: names of tokens and peers are texts.
 
-// A scrape is asked for this often, in milliseconds, but never for more than a tenth of the time.
-const INTERVAL = 2000;
 const PEERS_INTERVAL = 5000;
 const PEERS_MAX = 10;
 // No answer takes longer: /peers waits up to 2 s for the cores.
@@ -116,7 +114,7 @@ async function poll() {
       take(parse(metrics.text), metrics.date, performance.now());
       showReady(ready);
       page.failure = '';
-      page.interval = Math.max(INTERVAL, 10 * (performance.now() - asked));
+      page.interval = intervalAfter(performance.now() - asked);
     } catch (error) {
       page.failure = reasonOf(error);
       page.interval = INTERVAL;

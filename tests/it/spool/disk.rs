@@ -310,3 +310,22 @@ fn spool_on_a_disk_that_hangs_does_not_keep_batches_of_queued_payloads() {
     let stopped = server.stop();
     assert_eq!((stopped.status, stopped.lost), (0, 0), "{}", stopped.log_text());
 }
+
+/// What a full disk keeps of a measurement: the file is there before the disk refuses its space.
+#[test]
+fn a_measurement_leaves_nothing_on_a_disk_without_room() {
+    let dir = tempfile::tempdir().unwrap();
+    for disk in [Disk::Tmpfs, Disk::Ext4] {
+        let Some(options) = disk.make(dir.path()) else { continue };
+        let mut command = std::process::Command::new("sh");
+        let script = "\"$0\" spool bench spool --cores 0; echo status $?; ls -A spool";
+        command.current_dir(dir.path()).args(["-c", script, env!("CARGO_BIN_EXE_millrace")]);
+        disk.wrap(&mut command, options);
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        let left: Vec<_> = said.lines().filter(|line| *line != "lost+found").collect();
+        assert_eq!(left, ["status 2"], "{disk:?}: {complaint}");
+        assert!(complaint.contains("the measurement needs 16.0 MiB there"), "{complaint}");
+    }
+}
