@@ -33,6 +33,7 @@ package -i /root/one.deb
 # What the settings and the documents say to run: the former is several lines, the latter a function of the shell.
 awk '/^# +systemd-run/ { on = 1 } on { sub(/^# +/, ""); print; if (!/\\$/) exit }' $config >/root/check
 checked() { bash -eu /root/check >/tmp/checked 2>&1 </dev/null; }
+# shellcheck disable=SC1090  # of the package
 . <(sed -n '/^as_server() {$/,/^}$/p' /usr/share/doc/millrace/operations.md)
 
 step 'check, as the settings say, before the first start'

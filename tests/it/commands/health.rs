@@ -28,6 +28,12 @@ fn a_server_that_is_well_is_0_and_one_that_is_not_is_1() {
     assert_eq!(health(dir.path(), &[], &settings), (0, "ok\n".to_owned()));
     assert_eq!(health(dir.path(), &["--ready"], &settings), (0, "ready\n".to_owned()));
     assert_eq!(health(dir.path(), &["--admin-listen", &admin], &[]), (0, "ok\n".to_owned()));
+    // As in an image: the file that the environment names, and what comes before it.
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), format!("admin_listen = \"{admin}\"\n")).unwrap();
+    let file = ("MILLRACE_CONFIG", file.path().to_str().unwrap());
+    assert_eq!(health(dir.path(), &[], &[file]), (0, "ok\n".to_owned()));
+    assert_eq!(health(dir.path(), &[], &[file, ("MILLRACE_ADMIN_LISTEN", "off")]).0, 1);
     let url = format!("http://{admin}");
     assert_eq!(health(dir.path(), &[&url], &[]), (0, "ok\n".to_owned()));
     assert_eq!(health(dir.path(), &[&format!("{url}/readyz")], &[]), (0, "ready\n".to_owned()));
