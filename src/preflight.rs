@@ -25,6 +25,7 @@ mod running;
 mod sockets;
 mod threads;
 
+pub use dirs::is_in_memory;
 pub use host::descriptors;
 pub use threads::not_even_one as no_threads;
 
@@ -178,11 +179,6 @@ pub fn for_spool_bench(config: &Config, dir: &Path) -> Vec<Finding> {
     let mut findings = host::findings(config, &Limits::new(config));
     findings.extend(device::finding(dir));
     findings
-}
-
-/// Whether `dir` is in memory (tmpfs), so that a stop of the host empties it.
-pub fn is_in_memory(dir: &Path) -> bool {
-    dirs::is_in_memory(dir)
 }
 
 /// Whether any finding forbids the start.

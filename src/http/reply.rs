@@ -461,6 +461,7 @@ mod tests {
             error: text(),
             violated: Vec::new(),
         };
+        // A new kind of answer comes here as well, unless it is none to a request: see `count_tokenless`.
         let answers = [
             Answer::Accepted { count: 1, ack: Ack::Queued },
             Answer::NotStored(outcomes),
@@ -478,31 +479,10 @@ mod tests {
             Answer::Throttled(Box::new(throttled)),
             Answer::Stopping,
         ];
-        // The last one is of a head that is too long, which hyper answers.
-        let mut sent = vec![431];
-        for answer in answers {
-            match &answer {
-                // To add a kind of answer, add it to the list above as well, unless it is no answer to a
-                // request: see `count_tokenless`.
-                Answer::Accepted { .. }
-                | Answer::NotStored(_)
-                | Answer::Undecided { .. }
-                | Answer::NotSynced
-                | Answer::NotFound { .. }
-                | Answer::MethodNotAllowed
-                | Answer::BadRequest(_)
-                | Answer::BadHead(_)
-                | Answer::Unauthorized(_)
-                | Answer::BodyTimeout(_)
-                | Answer::TooLarge(_)
-                | Answer::UnsupportedEncoding
-                | Answer::Throttled(_)
-                | Answer::Unavailable { .. }
-                | Answer::Stopping => {}
-                Answer::Health(_) | Answer::HealthMethodNotAllowed | Answer::Preflight(_) => {}
-            }
-            sent.push(answer.render(false, HeaderMap::new()).status().as_u16());
-        }
+        let status = |answer: Answer| answer.render(false, HeaderMap::new()).status().as_u16();
+        let mut sent = answers.map(status).to_vec();
+        // That of a head that is too long, which hyper answers.
+        sent.push(431);
         sent.sort_unstable();
         sent.dedup();
         let counted: Vec<u16> = STATUSES.into_iter().filter(|status| *status != 0).collect();

@@ -127,8 +127,8 @@ fn spool_dir(spool: &SpoolOptions, cores: u64, mode: Mode, used: u64) -> Finding
     }
 }
 
-/// Whether `dir` is in a file system that a stop of the host empties.
-pub(super) fn is_in_memory(dir: &Path) -> bool {
+/// Whether `dir` is in memory (tmpfs), so that a stop of the host empties it.
+pub fn is_in_memory(dir: &Path) -> bool {
     rustix::fs::statfs(dir).is_ok_and(|fs| fs.f_type == libc::TMPFS_MAGIC)
 }
 

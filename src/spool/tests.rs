@@ -263,6 +263,20 @@ fn segments(home: &Home) -> Vec<PathBuf> {
     files
 }
 
+/// The segments in the first core's directory of the orphaned spool of `node`, oldest first.
+fn orphaned_segments(spool_dir: &Path, node: &str) -> Vec<PathBuf> {
+    let prefix = format!("{node}~");
+    let mut spools = fs::read_dir(spool_dir).unwrap().map(|entry| entry.unwrap());
+    let spool = spools.find(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
+    let files = fs::read_dir(spool.unwrap().path().join("core-0")).unwrap();
+    let mut files: Vec<_> = files
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == instances::SEGMENT))
+        .collect();
+    files.sort();
+    files
+}
+
 /// What `home` takes over now.
 fn take_over(home: &Home) -> (Vec<Arc<OrphanedSpool>>, Arc<Takeover>) {
     let (mut taken, orphans) = (Vec::new(), Arc::<Takeover>::default());
@@ -415,15 +429,12 @@ fn an_orphaned_segment_that_cannot_be_read_is_tried_again() {
             for number in 0..20 {
                 rig.send(&[format!("\"{number}\"").as_bytes()]).await.unwrap();
             }
-            let files = segments(&home);
-            assert!(files.len() >= 2, "there is one behind it");
+            assert!(segments(&home).len() >= 2, "there is one behind it");
             rig.crash().await;
             drop(home);
             let home = Home::open(dir.path(), "m", &[0]).unwrap();
             let (_taken, orphans) = take_over(&home);
-            let orphan = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path());
-            let mut orphan = orphan.filter(|path| path.to_string_lossy().contains("n~"));
-            let file = orphan.next().unwrap().join("core-0").join(files[0].file_name().unwrap());
+            let file = orphaned_segments(dir.path(), "n").swap_remove(0);
             let aside = dir.path().join("aside");
             fs::rename(&file, &aside).unwrap();
             if has_other {

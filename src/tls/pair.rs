@@ -14,6 +14,7 @@ use futures_rustls::rustls::{Error, InconsistentKeys, SignatureAlgorithm, Signat
 use super::der;
 use super::files::{PemFile, PemLabels, TlsError};
 use crate::config::PairFiles;
+use crate::log::CountOf;
 
 /// What is wrong with a file of a certificate, a key or authorities, and what to do. The text
 /// follows the name of the file; none holds anything of a key.
@@ -224,8 +225,7 @@ fn how_soon(left: i64, unix_seconds: i64) -> String {
     let day = date(unix_seconds);
     match left / DAY_S {
         0 => format!("within a day, on {day}"),
-        1 => format!("in 1 day, on {day}"),
-        days => format!("in {days} days, on {day}"),
+        days => format!("in {}, on {day}", CountOf(days, "day")),
     }
 }
 

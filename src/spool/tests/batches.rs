@@ -176,14 +176,7 @@ fn a_batch_that_cannot_be_read_is_read_again_from_its_beginning() {
         drop((rig.intend("a", &jobs).await, jobs));
         rig.crash().await;
         let (home, _taken, orphans) = successor(dir.path(), home, "m");
-        let entries = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path());
-        let mut orphan = entries.filter(|path| path.to_string_lossy().contains("n~"));
-        let mut files: Vec<_> = fs::read_dir(orphan.next().unwrap().join("core-0"))
-            .unwrap()
-            .map(|entry| entry.unwrap().path())
-            .filter(|path| path.extension().is_some_and(|extension| extension == "seg"))
-            .collect();
-        files.sort();
+        let files = orphaned_segments(dir.path(), "n");
         let mut bytes = fs::read(&files[0]).unwrap();
         // Each group takes a block.
         bytes[DATA_START as usize + 3 * 4096 + 20] ^= 1;
